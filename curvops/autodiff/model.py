@@ -1,0 +1,148 @@
+"""The model as a pure function of chosen parameters, its module left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from curvops.errors import InputError
+
+Forward = Callable[[Any, Any], Tensor]
+
+
+class FunctionalModel:
+    """f(θ, X): evaluate a module (or a callable) at parameters that are not its own.
+
+    The substitution stays in force for as long as :meth:`at` is open, not only during the
+    forward pass, because activation checkpointing runs the forward again while differentiating.
+
+    Args:
+        model: A module, or a callable ``(params_dict, X) -> prediction``.
+        names: The parameters that vary.
+        forward: How to call the model on X; ``model(X)`` by default.
+        autocast: A dtype to run the forward pass in under ``torch.autocast``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[dict[str, Tensor], Any], Tensor],
+        names: tuple[str, ...],
+        forward: Forward | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.module = model if isinstance(model, nn.Module) else None
+        self._callable = model
+        self._forward = forward
+        self._autocast = autocast
+        self._has_rnn = self.module is not None and any(
+            isinstance(m, nn.RNNBase) for m in self.module.modules()
+        )
+        self._slots = {} if self.module is None else _slots(self.module)
+        self._names = names
+        self.clone_buffers = False
+
+    @contextmanager
+    def at(self, params: Mapping[str, Tensor]) -> Iterator[Callable[[Any], Tensor]]:
+        """Substitute parameters and yield ``X -> prediction``.
+
+        Args:
+            params: A tensor for each of the names that vary.
+        """
+        with ExitStack() as stack:
+            for context in self._second_order_kernels(next(iter(params.values())).device):
+                stack.enter_context(context)
+            if self.module is not None:
+                stack.enter_context(self._substituted(self.module, params))
+            yield lambda X: self._predict(params, X)
+
+    def _predict(self, params: Mapping[str, Tensor], X: Any) -> Tensor:
+        device = next(iter(params.values())).device
+        with torch.autocast(device.type, self._autocast, enabled=self._autocast is not None):
+            if self._forward is not None:
+                first = self._callable if self.module is not None else dict(params)
+                prediction = self._forward(first, X)
+            elif self.module is not None:
+                prediction = self.module(X)
+            else:
+                prediction = self._callable(dict(params), X)
+        if not isinstance(prediction, Tensor):
+            raise InputError(
+                f"the model returned {type(prediction).__name__}, not a torch.Tensor. Pass "
+                "forward=lambda model, X: ... to pick the prediction out of it."
+            )
+        return prediction
+
+    @contextmanager
+    def _substituted(self, module: nn.Module, params: Mapping[str, Tensor]) -> Iterator[None]:
+        undo: list[tuple[dict[str, Any], str, Any]] = []
+        flat_weights = [
+            (m, m._flat_weights, m._flat_weight_refs)
+            for m in (module.modules() if self._has_rnn else ())
+            if isinstance(m, nn.RNNBase)
+        ]
+        try:
+            for name, slots in self._slots.items():
+                for owner, key in slots:
+                    original = owner[key]
+                    undo.append((owner, key, original))
+                    # Parameters held fixed are detached: no graph is wasted on them.
+                    owner[key] = params[name] if name in params else original.detach()
+            if self.clone_buffers:
+                for m in module.modules():
+                    for key, buffer in m._buffers.items():
+                        if buffer is not None:
+                            undo.append((m._buffers, key, buffer))
+                            m._buffers[key] = buffer.clone()
+            yield
+        finally:
+            for owner, key, original in reversed(undo):
+                owner[key] = original
+            for rnn, weights, refs in flat_weights:
+                rnn._flat_weights, rnn._flat_weight_refs = weights, refs
+
+    def _second_order_kernels(self, device: torch.device) -> Iterator[Any]:
+        """Yield contexts in which every kernel has the derivatives we need."""
+        yield sdpa_kernel(SDPBackend.MATH)
+        yield _without_fastpath()
+        if self._has_rnn and device.type == "cuda":
+            yield torch.backends.cudnn.flags(enabled=False)
+
+
+@contextmanager
+def _without_fastpath() -> Iterator[None]:
+    """Turn off the fused inference path of transformer modules, which skips autograd."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _slots(module: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
+    """Return every place that holds each parameter, by its canonical name (tied ones share)."""
+    canonical = {id(p): name for name, p in module.named_parameters()}
+    slots: dict[str, list[tuple[dict[str, Any], str]]] = {n: [] for n in canonical.values()}
+    for m in module.modules():
+        for key, p in m._parameters.items():
+            if p is not None:
+                slots[canonical[id(p)]].append((m._parameters, key))
+    return slots
+
+
+def unwrap(model: Any) -> Any:
+    """Strip wrappers that second derivatives cannot pass: torch.compile and data parallelism."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(model, nn.Module) and isinstance(
+            inner := getattr(model, "_orig_mod", None), nn.Module
+        ):
+            model = inner
+        else:
+            return model
