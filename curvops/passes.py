@@ -1,0 +1,220 @@
+"""Passes over the data: every sum over mini-batches is made here, and nowhere else.
+
+One batch is alive at a time. Sums are compensated, so their error does not grow with the number
+of batches, and are divided by the global normaliser once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from curvops.autodiff import (
+    Blocks,
+    FunctionalModel,
+    Linearization,
+    common_dtype,
+    individual_gradients,
+)
+from curvops.data import Batch, BatchStream
+from curvops.errors import DifferentiationError, InputError
+from curvops.losses import Loss
+from curvops.rng import preserved_rng
+from curvops.tensors import CompensatedSum, Space
+
+LinearMap = Callable[[Tensor], "Tensor | Blocks"]
+"""A map of one flat vector to a flat vector, or to one tensor per parameter."""
+
+
+class Passes:
+    """A model, a loss, parameters and data, and the passes one can make over them.
+
+    Attributes:
+        params: The current point, tensors by name.
+        progressbar: Show a bar over the batches of each pass.
+    """
+
+    params: dict[str, Tensor]
+    progressbar: bool
+    _model: FunctionalModel
+    _loss: Loss | None
+    _data: BatchStream
+    _normalizer: float | None = None
+
+    @property
+    def loss_func(self) -> Loss:
+        """The interpreted loss.
+
+        Raises:
+            InputError: If the risk was built without one.
+        """
+        if self._loss is None:
+            raise InputError("this risk was built with loss=None; it only has Jacobians.")
+        return self._loss
+
+    @property
+    def reduction(self) -> str:
+        """``"mean"`` or ``"sum"``."""
+        return "sum" if self._loss is None else self._loss.reduction
+
+    @property
+    def space(self) -> Space:
+        """The parameter space: names and shapes, in order."""
+        return Space.of(self.params)
+
+    @property
+    def device(self) -> torch.device:
+        """The parameters' device."""
+        return next(iter(self.params.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of flat vectors: the parameters', the widest where they differ."""
+        return common_dtype(self.params.values())
+
+    @property
+    def num_data(self) -> int:
+        """Number of data N."""
+        return self._data.num_data
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches that a pass visits."""
+        return sum(1 for _ in self._data) if self._data.is_cached else len(self._data)
+
+    @property
+    def normalizer(self) -> float:
+        """Z, what the sum over the data is divided by; 1 under ``reduction="sum"``."""
+        if self._normalizer is None:
+            mean = self.reduction == "mean"
+            self._normalizer = sum(self._count(batch) for batch in self._data) if mean else 1.0
+        return self._normalizer
+
+    def predictions(self) -> Iterator[tuple[Tensor, Any]]:
+        """Yield ``(prediction, y)`` of every batch, without gradients."""
+        for batch in self._data:
+            yield self._predict(batch), batch.y
+
+    def for_each(
+        self, visit: Callable[[Linearization], None], params: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Call ``visit`` with the linearization of every batch, in order.
+
+        Args:
+            visit: Uses the linearization while it is alive; its graphs are freed afterwards.
+            params: The point, the risk's own by default. Updates in place are followed.
+
+        Raises:
+            DifferentiationError: If no batch depends on any parameter.
+        """
+        source = self.params if params is None else params
+        active = {name: p.detach().requires_grad_() for name, p in source.items()}
+        start, constant = 0, True
+        with preserved_rng(), self._model.at(active) as predict:
+            for batch in self._progress():
+                with torch.enable_grad():
+                    lin = Linearization(predict, self._loss, list(active.values()), batch, start)
+                    visit(lin)
+                start += lin.num_outputs
+                constant = constant and lin.is_constant
+                del lin
+        if constant:
+            raise DifferentiationError(
+                f"no prediction depends differentiably on any of the parameters {list(active)}: "
+                "the model does not use them, or detaches them (no_grad, .detach(), .item())."
+            )
+
+    def sum_products(
+        self,
+        chain: Callable[[Linearization], LinearMap],
+        columns: Tensor,
+        dim: int,
+        normalize: bool = True,
+    ) -> Tensor:
+        """Return (1/Z) Σ_b A_b X for a curvature A that is a sum over batches.
+
+        Args:
+            chain: Turns the linearization of a batch into the map v ↦ A_b v.
+            columns: X, ``[N, K]``.
+            dim: Number of rows M of A.
+            normalize: Divide by Z.
+
+        Returns:
+            The product ``[M, K]``. Memory beyond it does not depend on K.
+        """
+        vectors = columns.T.contiguous()
+        like = columns.new_empty(dim)
+        sums = [CompensatedSum(like) for _ in vectors]
+
+        def visit(lin: Linearization) -> None:
+            apply = chain(lin)
+            for vector, total in zip(vectors, sums, strict=True):
+                product = apply(vector)
+                total.add(product if isinstance(product, Tensor) else self.flat(product))
+
+        self.for_each(visit)
+        product = torch.stack([total.value for total in sums]).T
+        return product / self.normalizer if normalize else product
+
+    def squared_pullbacks(
+        self, roots: Callable[[Tensor, Any], Iterable[tuple[Tensor, Tensor | None]]]
+    ) -> Iterator[Tensor]:
+        """Yield terms ``[P]`` of the un-normalised Σ_n Σ_r σ_nr (J_nᵀ s_nr)², to be summed.
+
+        Args:
+            roots: ``(prediction, y)`` to the columns s_r, of the prediction's shape, and their
+                signs ``[N]`` (``None`` for all positive).
+        """
+
+        def inner(prediction: Tensor, root: Tensor) -> Tensor:
+            return (prediction * root).sum()
+
+        for batch in self._data:
+            for root, signs in roots(self._predict(batch), batch.y):
+                weights = torch.ones(batch.size).to(root) if signs is None else signs
+                with preserved_rng():
+                    term, start = self._zeros(), 0
+                    for block in self._individual_gradients(inner, batch, root):
+                        term += weights[start : start + len(block)].to(block) @ block**2
+                        start += len(block)
+                yield term
+
+    def flat(self, blocks: Blocks) -> Tensor:
+        """Concatenate one tensor per parameter into a flat vector ``[P]``."""
+        return torch.cat([block.detach().reshape(-1).to(self.dtype) for block in blocks])
+
+    def blocks(self, flat: Tensor) -> Blocks:
+        """Split a flat vector ``[P]`` into one tensor per parameter, in its dtype."""
+        pairs = zip(self.space.unflatten(flat), self.params.values(), strict=True)
+        return [block.to(p.dtype) for block, p in pairs]
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.space.dim, dtype=self.dtype, device=self.device)
+
+    def _named(self, flat: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.params, self.blocks(flat), strict=True))
+
+    def _progress(self) -> Iterable[Batch]:
+        if not self.progressbar:
+            return self._data
+        bar: Iterable[Batch] = tqdm(self._data, total=self.num_batches, unit="batch", leave=False)
+        return bar
+
+    def _individual_gradients(
+        self, scalar: Callable[[Tensor, Any], Tensor], batch: Batch, extra: Any
+    ) -> Iterator[Tensor]:
+        params = {name: p.detach() for name, p in self.params.items()}
+        return individual_gradients(self._model, scalar, params, batch, extra)
+
+    def _predict(self, batch: Batch, params: Mapping[str, Tensor] | None = None) -> Tensor:
+        source = self.params if params is None else params
+        detached = {name: p.detach() for name, p in source.items()}
+        with torch.no_grad(), preserved_rng(), self._model.at(detached) as predict:
+            return predict(batch.X)
+
+    def _count(self, batch: Batch) -> float:
+        return self.loss_func.normalizer(batch.y, batch.size, lambda: self._predict(batch))

@@ -1,0 +1,274 @@
+"""The empirical risk: one loss, summed over a whole data set, at one point or at many.
+
+    L(θ) = (1/Z) Σ_b Σ_{n∈b} ℓ(f_θ(x_n), y_n) + (λ/2) ‖θ‖²
+
+Z is the normaliser of the *whole* data set under ``reduction="mean"`` and 1 under ``"sum"``,
+so every cut of the data into batches gives the same L, gradient and curvature. Sums over
+batches are made here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from curvops.autodiff import (
+    Forward,
+    FunctionalModel,
+    Params,
+    resolve_parameters,
+    unwrap,
+)
+from curvops.autodiff.determinism import check_model, merge_limit
+from curvops.data import Batch, BatchStream, parse_bytes
+from curvops.errors import DataError, InputError
+from curvops.losses import Normalizer, as_loss
+from curvops.passes import Passes
+from curvops.rng import preserved_rng
+from curvops.tensors import CompensatedSum, Vector
+
+
+class EmpiricalRisk(Passes):
+    """The empirical risk of a model on a data set, a function of chosen parameters.
+
+    Args:
+        model: An ``nn.Module``, or a callable ``(params_dict, X) -> prediction``. Wrappers of
+            ``torch.compile`` and ``DistributedDataParallel`` are taken off.
+        loss: ``(prediction, y) -> scalar``. torch's losses, as modules or functions, are
+            recognised with their weights, masks and smoothing; ``None`` for Jacobians alone.
+        params: What varies: a module (its trainable parameters), a list of tensors, a dict of
+            tensors by name, or globs over names such as ``"blocks.*.attn.*"``. What is passed
+            is what is evaluated, also where it differs from the module's own values.
+        data: A re-iterable of batches ``(X, y)``, tensors or any nesting of them.
+        reduction: ``"mean"`` or ``"sum"``, for losses that have no such attribute.
+        normalizer: ``fn(prediction, y) -> Z_b`` for losses that average over something else
+            than the data.
+        forward: ``(model, X) -> prediction`` where ``model(X)`` does not fit.
+        weight_decay: λ ≥ 0, adds (λ/2)‖θ‖² to the risk and λI to its curvature.
+        cache_data: Device memory for keeping the data, in bytes or as ``"1GiB"``. Data beyond
+            it are read again for every pass and checked against fingerprints.
+        merge_batches: Join adjacent batches: up to this many data each, ``"auto"`` for a size
+            that is fast, or ``False``. Batches whose predictions depend on one another are
+            never merged.
+        check_deterministic: Refuse models that answer differently the second time, and data
+            that change. Costs at most the forward passes of two batches (and hashing of what
+            is re-read).
+        check_finite: Refuse NaN and infinity in the data.
+        autocast: A dtype such as ``torch.bfloat16`` to run the forward pass in.
+        num_data: The number of data you expect; another number found is an error.
+        batch_size_fn: Number of data of a batch from its X; the leading axis by default.
+        progressbar: Show a bar over the batches of each pass.
+
+    Raises:
+        InputError: If an argument is impossible; subclasses say how.
+        DataError: If the data are one-shot, empty or malformed.
+        DeterminismError: If the model or the data change between evaluations.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Linear(3, 1, bias=False)
+        >>> X, y = torch.eye(3), torch.zeros(3, 1)
+        >>> risk = EmpiricalRisk(model, nn.MSELoss(), model, [(X[:1], y[:1]), (X[1:], y[1:])])
+        >>> risk.num_data, risk.normalizer
+        (3, 3.0)
+        >>> bool(torch.isclose(risk.loss(), (model.weight**2).mean()))
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[..., Any],
+        loss: Callable[..., Any] | None,
+        params: Params,
+        data: Iterable[Any],
+        *,
+        reduction: str | None = None,
+        normalizer: Normalizer | None = None,
+        forward: Forward | None = None,
+        weight_decay: float = 0.0,
+        cache_data: int | str = "1GiB",
+        merge_batches: str | int | bool = "auto",
+        check_deterministic: bool = True,
+        check_finite: bool = True,
+        autocast: torch.dtype | None = None,
+        num_data: int | None = None,
+        batch_size_fn: Callable[[Any], int] | None = None,
+        progressbar: bool = False,
+    ) -> None:
+        if not callable(model):
+            raise InputError(f"model must be a module or a callable, got {type(model).__name__}.")
+        model = unwrap(model)
+        self._loss = None if loss is None else as_loss(loss, reduction, normalizer)
+        self.weight_decay = _nonnegative("weight_decay", weight_decay)
+        self.params = resolve_parameters(model, params)
+        self.progressbar = progressbar
+        self._check_deterministic = check_deterministic
+        self._model = FunctionalModel(model, tuple(self.params), forward, autocast)
+        # What has been checked not to write to its buffers needs no clones of them.
+        self._model.clone_buffers = not check_deterministic
+        limit = _merge_limit(merge_batches)
+        self._normalizer = 0.0 if self.reduction == "mean" else 1.0
+        self._data = BatchStream(
+            data,
+            self.device,
+            parse_bytes(cache_data, "cache_data"),
+            batch_size_fn,
+            check_finite,
+            verify=check_deterministic,
+            inspect=self._inspect,
+        )
+        if num_data is not None and num_data != self.num_data:
+            raise DataError(f"num_data={num_data}, but the data hold {self.num_data}.")
+        if limit != 0:
+            self._data.merge(merge_limit(self._model, self._loss, self.params, self._data, limit))
+        if self.normalizer <= 0.0:
+            raise DataError(
+                "no batch has a valid target, so there is nothing to average over (Z = 0)."
+            )
+
+    def _inspect(self, batch: Batch) -> None:
+        """Check a batch when it is first read, and count it into the normaliser."""
+        if batch.index == 0 and self._check_deterministic:
+            check_model(self._model, self.params, batch)
+        if self._loss is None:
+            return
+        if batch.index == 0:
+            self._loss.check(self._predict(batch), batch.y, batch.size)
+        self._loss.check_target(batch.y, batch.size, f"batch {batch.index}")
+        if self.reduction == "mean":
+            assert self._normalizer is not None
+            self._normalizer += self._count(batch)
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The module, or ``None`` where the model is a plain callable."""
+        return self._model.module
+
+    @property
+    def theta(self) -> Tensor:
+        """A copy of the current point, flat ``[P]``."""
+        return self.space.flatten([p.detach().to(self.dtype) for p in self.params.values()])
+
+    def at(self, theta: Vector) -> EmpiricalRisk:
+        """Return the same risk, on the same data, at another point.
+
+        Args:
+            theta: A vector in flat, list or dict format. It is copied.
+
+        Returns:
+            A risk that shares data and model with this one; the module is not touched.
+        """
+        columns, _ = self.space.read(theta, self.dtype, self.device, "theta")
+        if columns.shape[1] != 1:
+            raise InputError(f"at() takes one point, got {columns.shape[1]} columns.")
+        other = copy.copy(self)
+        other.params = self._named(columns[:, 0].clone())
+        other._normalizer = None
+        return other
+
+    # ------------------------------------------------------------------ values
+
+    def loss(self) -> Tensor:
+        """Return L(θ), a 0-dim tensor."""
+        return self._losses_at([self.params])[0]
+
+    def losses(self, thetas: Vector) -> Tensor:
+        """Return L at many points, reading the data once.
+
+        Args:
+            thetas: Points as the columns of a matrix: ``[P, K]``, a list of ``[*shape, K]`` or
+                a dict of them. One point without a column axis is legal.
+
+        Returns:
+            Losses ``[K]`` (``[1]`` for one point).
+        """
+        columns, _ = self.space.read(thetas, self.dtype, self.device, "thetas")
+        return self._losses_at([self._named(column) for column in columns.T])
+
+    def gradient(self) -> Tensor:
+        """Return ∇L(θ), flat ``[P]``, in the order of ``params``."""
+        return self._gradient_at(self.params)
+
+    def gradients(self, thetas: Vector) -> Tensor | list[Tensor] | dict[str, Tensor]:
+        """Return ∇L at many points (see :meth:`losses`), in the format of ``thetas``."""
+        columns, fmt = self.space.read(thetas, self.dtype, self.device, "thetas")
+        gradients = [self._gradient_at(self._named(column)) for column in columns.T]
+        flat = torch.stack(gradients, dim=1) if gradients else torch.zeros_like(columns)
+        return self.space.write(flat, fmt)
+
+    def require_separable(self) -> None:
+        """Raise an error unless the loss is a sum of one term per datum, on the first batch."""
+        batch = next(iter(self._data))
+        with torch.no_grad():
+            self.loss_func.check_separable(self._predict(batch), batch.y)
+
+    def per_sample_losses(self) -> Tensor:
+        """Return the weighted loss of each datum, ``[N]``; L = Σ/Z without weight decay."""
+        losses = [self.loss_func.per_datum(f, y).detach() for f, y in self.predictions()]
+        return torch.cat(losses).to(self.dtype)
+
+    def per_sample_gradients(self) -> Iterator[Tensor]:
+        """Yield the gradients of :meth:`per_sample_losses`, in blocks ``[B, P]``."""
+        for batch in self._data:
+            with preserved_rng():
+                blocks = list(self._individual_gradients(self.loss_func.total, batch, batch.y))
+            yield from blocks
+
+    def _losses_at(self, points: list[dict[str, Tensor]]) -> Tensor:
+        loss = self.loss_func
+        zero = torch.zeros((), dtype=self.dtype, device=self.device)
+        sums = [CompensatedSum(zero) for _ in points]
+        for batch in self._progress():
+            for params, total in zip(points, sums, strict=True):
+                with torch.no_grad():
+                    total.add(loss.total(self._predict(batch, params), batch.y))
+        values = torch.stack([total.value for total in sums]) if sums else zero.new_zeros(0)
+        values = values / self.normalizer
+        if self.weight_decay:
+            squares = [self.flat(list(params.values())).square().sum() for params in points]
+            values += 0.5 * self.weight_decay * torch.stack(squares)
+        return values
+
+    def _gradient_at(self, params: Mapping[str, Tensor]) -> Tensor:
+        total = CompensatedSum(self._zeros())
+        self.for_each(lambda lin: total.add(self.flat(lin.gradient())), params)
+        gradient = total.value / self.normalizer
+        if self.weight_decay:
+            gradient += self.weight_decay * self.flat(list(params.values()))
+        return gradient
+
+    def __repr__(self) -> str:
+        """Describe the risk in one line."""
+        model = type(self.model).__name__ if self.model is not None else "callable"
+        loss = "no loss" if self._loss is None else self._loss.name
+        return (
+            f"EmpiricalRisk({model}, {loss}, P={self.space.dim}, N={self.num_data}, "
+            f"reduction={self.reduction!r}, dtype={self.dtype}, device={str(self.device)!r})"
+        )
+
+
+def _nonnegative(name: str, value: float) -> float:
+    number = float(value)
+    if not 0.0 <= number < float("inf"):
+        raise InputError(f"{name} must be finite and nonnegative, got {value!r}.")
+    return number
+
+
+def _merge_limit(merge_batches: str | int | bool) -> int | None:
+    """Return the asked size of merged batches, 0 for no merging, ``None`` for automatic."""
+    if merge_batches == "auto" or merge_batches is True:
+        return None
+    if merge_batches is False:
+        return 0
+    if not isinstance(merge_batches, int) or merge_batches < 0:
+        raise InputError(
+            f'merge_batches must be "auto", False or a number of data, got {merge_batches!r}.'
+        )
+    return merge_batches
