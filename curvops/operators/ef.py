@@ -1,0 +1,92 @@
+"""The empirical Fisher matrix, the second moment of individual gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from curvops.autodiff import Linearization, Params
+from curvops.errors import InputError
+from curvops.operators.curvature import CurvatureLinearOperator
+from curvops.passes import LinearMap
+from curvops.risk import EmpiricalRisk
+
+Per = Literal["position", "datum"]
+
+
+class EFLinearOperator(CurvatureLinearOperator):
+    """The empirical Fisher (1/Z) Σ_n g_n g_nᵀ + λI with g_n = √w_n ∇_θ ℓ_n, ``[P, P]``.
+
+    ℓ_n is the loss of one datum *without* any averaging: for elementwise losses (MSE, BCE)
+    summed over its C outputs, Z = N·C; for cross entropy Z = N, or Σ weight[y] over the valid
+    targets. Class weights, ``pos_weight`` and element weights count a term, they do not stretch
+    its gradient: (1/Z) Σ w_n ∇ℓ_n ∇ℓ_nᵀ with ℓ_n unweighted. Masked positions count nothing.
+    ``reduction="sum"``: Z = 1. See Kunstner, Balles & Hennig 2019, eq. 3, for what it is not.
+
+    Symmetric, positive semidefinite.
+
+    Args:
+        model_func: See :class:`~curvops.operators.curvature.CurvatureLinearOperator`.
+        loss_func: A loss that is a sum of one term per datum.
+        params: As there.
+        data: As there.
+        per: For predictions with several positions per datum (``[N, C, *]`` under cross
+            entropy, ``[N, *, C]`` otherwise): each ``"position"`` is a term of its own, or a
+            whole ``"datum"`` is one, g_n = Σ_t √w_nt ∇ℓ_nt.
+        risk_options: Arguments of :class:`~curvops.risk.EmpiricalRisk`.
+
+    Raises:
+        InputError: If the loss is not separable, or ``per`` is neither.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> model.weight.data.fill_(1.0)
+        tensor([[1.]])
+        >>> data = [(torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1))]
+        >>> EFLinearOperator(model, nn.MSELoss(), model, data).to_dense()  # (2² + 8²)/2
+        tensor([[34.]])
+    """
+
+    SELF_ADJOINT = True
+    POSITIVE_SEMIDEFINITE = True
+
+    def __init__(
+        self,
+        model_func: nn.Module | Callable[..., Any],
+        loss_func: Callable[..., Any],
+        params: Params,
+        data: Iterable[Any],
+        *,
+        per: Per = "position",
+        **risk_options: Any,
+    ) -> None:
+        self._bind(EmpiricalRisk(model_func, loss_func, params, data, **risk_options), per=per)
+
+    def _bind(self, risk: EmpiricalRisk, *, per: Per = "position") -> None:
+        super()._bind(risk)
+        self._per = checked_per(per)
+        risk.require_separable()
+
+    def _chain(self, lin: Linearization) -> LinearMap:
+        scores = lin.loss.scores(lin.prediction.detach(), lin.batch.y)
+        return lambda v: lin.vjp(outer(lin, scores, lin.jvp(self.risk.blocks(v)), self._per))
+
+
+def outer(lin: Linearization, scores: Tensor, tangent: Tensor, per: Per) -> Tensor:
+    """Return s (sᵀ t) for every term, of the prediction's shape."""
+    s, t = lin.loss.to_terms(scores), lin.loss.to_terms(tangent)
+    inner = (s * t).sum(-1, keepdim=True)
+    if per == "datum":
+        inner = inner.sum(1, keepdim=True)
+    return lin.loss.from_terms(s * inner, scores)
+
+
+def checked_per(per: str) -> Per:
+    """Return ``per`` if it is one of the two."""
+    if per not in ("position", "datum"):
+        raise InputError(f'per must be "position" or "datum", got {per!r}.')
+    return per  # type: ignore[return-value]
