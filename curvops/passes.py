@@ -6,6 +6,7 @@ of batches, and are divided by the global normaliser once.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,18 +17,19 @@ from tqdm import tqdm
 from curvops.autodiff import (
     Blocks,
     FunctionalModel,
+    Keeper,
+    Keeping,
     Linearization,
+    Product,
     common_dtype,
     individual_gradients,
+    is_out_of_memory,
 )
 from curvops.data import Batch, BatchStream
 from curvops.errors import DifferentiationError, InputError
 from curvops.losses import Loss
 from curvops.rng import preserved_rng
-from curvops.tensors import CompensatedSum, Space
-
-LinearMap = Callable[[Tensor], "Tensor | Blocks"]
-"""A map of one flat vector to a flat vector, or to one tensor per parameter."""
+from curvops.tensors import BlockSum, Space
 
 
 class Passes:
@@ -128,37 +130,51 @@ class Passes:
                 "the model does not use them, or detaches them (no_grad, .detach(), .item())."
             )
 
+    def keeper(self, product: Product, options: Keeping) -> Keeper:
+        """Return what multiplies with the batches of this risk, and keeps what pays."""
+        return Keeper(self._model, self._loss, product, options)
+
     def sum_products(
         self,
-        chain: Callable[[Linearization], LinearMap],
+        keeper: Keeper,
         columns: Tensor,
-        dim: int,
-        normalize: bool = True,
     ) -> Tensor:
         """Return (1/Z) Σ_b A_b X for a curvature A that is a sum over batches.
 
         Args:
-            chain: Turns the linearization of a batch into the map v ↦ A_b v.
-            columns: X, ``[N, K]``.
-            dim: Number of rows M of A.
-            normalize: Divide by Z.
+            keeper: Multiplies with the A_b; what it keeps makes later products cheaper.
+            columns: X, ``[P, K]``.
 
         Returns:
-            The product ``[M, K]``. Memory beyond it does not depend on K.
+            The product ``[P, K]``. Memory beyond it does not depend on K.
         """
+        try:
+            return self._sum_products(keeper, columns)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not keeper.stream():
+                raise
+        warnings.warn(
+            "out of memory while keeping what products share; they are streamed from now on. "
+            "Pass a smaller memory_budget= to keep a part.",
+            stacklevel=2,
+        )
+        return self._sum_products(keeper, columns)
+
+    def _sum_products(self, keeper: Keeper, columns: Tensor) -> Tensor:
         vectors = columns.T.contiguous()
-        like = columns.new_empty(dim)
-        sums = [CompensatedSum(like) for _ in vectors]
+        total = BlockSum(self.space, vectors)
+        params = list(self.params.values())
 
-        def visit(lin: Linearization) -> None:
-            apply = chain(lin)
-            for vector, total in zip(vectors, sums, strict=True):
-                product = apply(vector)
-                total.add(product if isinstance(product, Tensor) else self.flat(product))
+        def blocks(flat: Tensor) -> Blocks:
+            return [
+                part.to(p.dtype) for part, p in zip(total.views_of(flat), params, strict=True)
+            ]
 
-        self.for_each(visit)
-        product = torch.stack([total.value for total in sums]).T
-        return product / self.normalizer if normalize else product
+        with preserved_rng():
+            keeper.run(
+                self.params, self._progress(), self.num_batches, vectors, blocks, total.add
+            )
+        return total.value.T / self.normalizer
 
     def squared_pullbacks(
         self, roots: Callable[[Tensor, Any], Iterable[tuple[Tensor, Tensor | None]]]

@@ -255,3 +255,61 @@ class CompensatedSum:
     def value(self) -> Tensor:
         """The sum so far, in the dtype of the terms."""
         return self._sum.to(self._dtype)
+
+
+class BlockSum:
+    """A compensated sum of columns that arrive as one tensor per block, without copies.
+
+    Terms are added in place to a buffer; every few terms the buffer goes into a
+    :class:`CompensatedSum`, so the error does not grow with the number of terms.
+
+    Args:
+        space: The space that the columns live in.
+        like: Columns ``[K, P]``, for shape, dtype and device.
+    """
+
+    _GROUP = 8
+
+    def __init__(self, space: Space, like: Tensor) -> None:
+        self._space = space
+        self._total = CompensatedSum(like)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        self._buffer = torch.zeros_like(like, dtype=dtype)
+        self._views: dict[tuple[int, int], list[Tensor]] = {}
+        self._terms = 0
+
+    def add(self, first: int, count: int, blocks: Sequence[Tensor]) -> None:
+        """Add a term to columns ``first`` to ``first + count``; each term starts at column 0.
+
+        Args:
+            first: The first column.
+            count: Number of columns.
+            blocks: Tensors ``[*shape]`` for one column, ``[count, *shape]`` for several.
+        """
+        if first == 0:
+            if self._terms == self._GROUP:
+                self._flush()
+            self._terms += 1
+        if (first, count) not in self._views:
+            part = self._buffer[first] if count == 1 else self._buffer[first : first + count]
+            self._views[first, count] = self.views_of(part)
+        torch._foreach_add_(self._views[first, count], list(blocks))
+
+    def views_of(self, flat: Tensor) -> list[Tensor]:
+        """Split ``[P]`` into views ``[*shape]``, or ``[c, P]`` into views ``[c, *shape]``."""
+        leading = flat.shape[:-1]
+        parts = flat.split(self._space.numels, dim=-1)
+        shapes = self._space.shapes
+        return [part.view([*leading, *s]) for part, s in zip(parts, shapes, strict=True)]
+
+    @property
+    def value(self) -> Tensor:
+        """The sums so far, ``[K, P]``."""
+        self._flush()
+        return self._total.value
+
+    def _flush(self) -> None:
+        if self._terms:
+            self._total.add(self._buffer)
+            self._buffer.zero_()
+            self._terms = 0

@@ -44,7 +44,7 @@ class Linearization:
         batch: Batch,
         start: int = 0,
     ) -> None:
-        self._predict = predict
+        self.predict = predict
         self._loss = loss
         self.params = params
         self.batch = batch
@@ -60,7 +60,7 @@ class Linearization:
     def prediction(self) -> Tensor:
         """f(θ, X), attached to the graph."""
         with torch.enable_grad():
-            return self._predict(self.batch.X)
+            return self.predict(self.batch.X)
 
     @property
     def is_constant(self) -> bool:

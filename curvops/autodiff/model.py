@@ -43,21 +43,31 @@ class FunctionalModel:
             isinstance(m, nn.RNNBase) for m in self.module.modules()
         )
         self._slots = {} if self.module is None else _slots(self.module)
-        self._names = names
+        self._buffers = {} if self.module is None else _buffer_slots(self.module)
+        self.names = names
         self.clone_buffers = False
 
+    def fixed(self) -> dict[str, Tensor]:
+        """Return what the module's predictions depend on beside the parameters that vary."""
+        held = {name: slots[0] for name, slots in self._slots.items() if name not in self.names}
+        return {name: owner[key].detach() for name, (owner, key) in (held | self._buffers).items()}
+
     @contextmanager
-    def at(self, params: Mapping[str, Tensor]) -> Iterator[Callable[[Any], Tensor]]:
+    def at(
+        self, params: Mapping[str, Tensor], fixed: Mapping[str, Tensor] | None = None
+    ) -> Iterator[Callable[[Any], Tensor]]:
         """Substitute parameters and yield ``X -> prediction``.
 
         Args:
             params: A tensor for each of the names that vary.
+            fixed: Tensors for other parameters and buffers too (see :meth:`fixed`).
         """
+        fixed = fixed or {}
         with ExitStack() as stack:
             for context in self._second_order_kernels(next(iter(params.values())).device):
                 stack.enter_context(context)
             if self.module is not None:
-                stack.enter_context(self._substituted(self.module, params))
+                stack.enter_context(self._substituted(self.module, params, fixed))
             yield lambda X: self._predict(params, X)
 
     def _predict(self, params: Mapping[str, Tensor], X: Any) -> Tensor:
@@ -78,7 +88,9 @@ class FunctionalModel:
         return prediction
 
     @contextmanager
-    def _substituted(self, module: nn.Module, params: Mapping[str, Tensor]) -> Iterator[None]:
+    def _substituted(
+        self, module: nn.Module, params: Mapping[str, Tensor], fixed: Mapping[str, Tensor]
+    ) -> Iterator[None]:
         undo: list[tuple[dict[str, Any], str, Any]] = []
         flat_weights = [
             (m, m._flat_weights, m._flat_weight_refs)
@@ -91,13 +103,13 @@ class FunctionalModel:
                     original = owner[key]
                     undo.append((owner, key, original))
                     # Parameters held fixed are detached: no graph is wasted on them.
-                    owner[key] = params[name] if name in params else original.detach()
-            if self.clone_buffers:
-                for m in module.modules():
-                    for key, buffer in m._buffers.items():
-                        if buffer is not None:
-                            undo.append((m._buffers, key, buffer))
-                            m._buffers[key] = buffer.clone()
+                    value = params.get(name, fixed.get(name))
+                    owner[key] = original.detach() if value is None else value
+            for name, (owner, key) in self._buffers.items():
+                if self.clone_buffers or name in fixed:
+                    undo.append((owner, key, owner[key]))
+                    buffer = fixed.get(name, owner[key])
+                    owner[key] = buffer.clone() if self.clone_buffers else buffer
             yield
         finally:
             for owner, key, original in reversed(undo):
@@ -133,6 +145,15 @@ def _slots(module: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
             if p is not None:
                 slots[canonical[id(p)]].append((m._parameters, key))
     return slots
+
+
+def _buffer_slots(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
+    return {
+        f"{prefix}.{key}" if prefix else key: (m._buffers, key)
+        for prefix, m in module.named_modules()
+        for key, buffer in m._buffers.items()
+        if buffer is not None
+    }
 
 
 def unwrap(model: Any) -> Any:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from curvops.autodiff import Linearization, Params
+from curvops.autodiff import (
+    BlockMap,
+    Columns,
+    ExtraStream,
+    Keep,
+    Keeping,
+    Linearization,
+    NoExtras,
+    Params,
+    Product,
+)
 from curvops.operators.linear import LinearOperator
-from curvops.passes import LinearMap
 from curvops.risk import EmpiricalRisk
 from curvops.tensors import Space
 
@@ -21,10 +30,11 @@ class CurvatureLinearOperator(LinearOperator):
     """A matrix A = (1/Z) Σ_b A_b + λI in parameter space, one term per mini-batch.
 
     A subclass states A_b v once, as a chain of jvp, vjp and hvp of the batch's
-    :class:`~curvops.autodiff.Linearization`, in :meth:`_chain`. Columns share what does not
-    depend on them; one batch is alive at a time.
+    :class:`~curvops.autodiff.Linearization`, in :meth:`_chain`. What does not depend on the
+    vector is kept from the second product on (or from the first, see :meth:`prepare`), within a
+    memory budget; batches beyond it are streamed, one alive at a time.
 
-    The operator follows its parameters: updates in place are seen by the next product.
+    The operator follows its parameters: after an update in place, what was kept is built again.
 
     Args:
         model_func: An ``nn.Module``, or a callable ``(params_dict, X) -> prediction``.
@@ -35,13 +45,22 @@ class CurvatureLinearOperator(LinearOperator):
         check_deterministic: Refuse random models and changing data.
         num_data: The number of data you expect; another number found is an error.
         batch_size_fn: Number of data of a batch from its X.
-        risk_options: Further arguments of :class:`~curvops.risk.EmpiricalRisk`.
+        keep: What products share: ``"residuals"`` (traced, seconds of set-up), ``"graph"``
+            (autograd's), ``"nothing"`` (streamed), or ``"auto"``: the faster, measured.
+        columns: How K > 1 columns go through: ``"loop"``, ``"vmap"``, a number of columns at a
+            time, or ``"auto"``: the faster, measured.
+        memory_budget: Memory for what is kept, in bytes or as ``"2GB"``; by default half of
+            what the device has free.
+        compile: Compile kept residuals with ``torch.compile``; ``"auto"`` where it pays.
+        options: Further arguments of :class:`~curvops.risk.EmpiricalRisk`.
 
     Attributes:
         risk: The empirical risk whose curvature this is.
     """
 
     risk: EmpiricalRisk
+    _OPTIONS: tuple[str, ...] = ()
+    """What a subclass takes beside the arguments of this class and of the risk."""
 
     def __init__(
         self,
@@ -54,8 +73,13 @@ class CurvatureLinearOperator(LinearOperator):
         check_deterministic: bool = True,
         num_data: int | None = None,
         batch_size_fn: Callable[[Any], int] | None = None,
-        **risk_options: Any,
+        keep: Keep = "auto",
+        columns: Columns = "auto",
+        memory_budget: int | str | None = None,
+        compile: bool | Literal["auto"] = "auto",
+        **options: Any,
     ) -> None:
+        own = {name: options.pop(name) for name in self._OPTIONS if name in options}
         self._bind(
             EmpiricalRisk(
                 model_func,
@@ -66,8 +90,13 @@ class CurvatureLinearOperator(LinearOperator):
                 check_deterministic=check_deterministic,
                 num_data=num_data,
                 batch_size_fn=batch_size_fn,
-                **risk_options,
-            )
+                **options,
+            ),
+            **own,
+            keep=keep,
+            columns=columns,
+            memory_budget=memory_budget,
+            compile=compile,
         )
 
     @classmethod
@@ -82,21 +111,62 @@ class CurvatureLinearOperator(LinearOperator):
         operator._bind(risk, **options)
         return operator
 
-    def _bind(self, risk: EmpiricalRisk) -> None:
+    def _bind(self, risk: EmpiricalRisk, **keeping: Any) -> None:
         """Attach to a risk. Subclasses with options extend the signature."""
         self.risk = risk
         in_space, out_space = self._spaces(risk)
         LinearOperator.__init__(self, in_space, out_space, risk.dtype, risk.device)
+        product = Product(self._chain, self._extras)
+        self._keeper = risk.keeper(product, Keeping(**keeping))
+
+    def prepare(self: Self, num_products: int) -> Self:
+        """Announce how many columns will be multiplied.
+
+        What makes products cheaper takes time to set up; announced products let the operator
+        set it up as soon as it pays. Solvers of this library announce theirs.
+
+        Args:
+            num_products: The number of columns to come.
+
+        Returns:
+            The operator itself.
+
+        Raises:
+            InputError: If the number is not a nonnegative integer.
+        """
+        self._keeper.prepare(num_products)
+        return self
+
+    def release(self) -> None:
+        """Free what products share. It is built again when needed."""
+        self._keeper.release()
+
+    @property
+    def kept(self) -> str:
+        """What products share now: ``"residuals"``, ``"graph"`` or ``"nothing"``."""
+        return self._keeper.form
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that what products share takes."""
+        return self._keeper.kept_bytes
 
     def _spaces(self, risk: EmpiricalRisk) -> tuple[Space, Space]:
         return risk.space, risk.space
 
-    def _chain(self, lin: Linearization) -> LinearMap:
-        """Return v ↦ A_b v for the batch of ``lin``, on flat vectors."""
+    def _chain(self, lin: Linearization, extras: Sequence[Tensor]) -> BlockMap:
+        """Return v ↦ A_b v for the batch of ``lin``, one tensor per parameter.
+
+        A pure function of the linearization and of what goes with the batch: it may be traced.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not state its product.")
 
+    def _extras(self) -> ExtraStream:
+        """Start the stream of tensors that go with the batches; there are none by default."""
+        return NoExtras()
+
     def _matmat(self, X: Tensor) -> Tensor:
-        product = self.risk.sum_products(self._chain, X, self.shape[0])
+        product = self.risk.sum_products(self._keeper, X)
         if self.risk.weight_decay:
             product += self.risk.weight_decay * X
         return product

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from curvops.autodiff import Linearization, Params
+from curvops.autodiff import BlockMap, Linearization, Params
 from curvops.errors import InputError
 from curvops.operators.curvature import CurvatureLinearOperator
-from curvops.passes import LinearMap
 from curvops.risk import EmpiricalRisk
 
 Per = Literal["position", "datum"]
@@ -35,7 +34,7 @@ class EFLinearOperator(CurvatureLinearOperator):
         per: For predictions with several positions per datum (``[N, C, *]`` under cross
             entropy, ``[N, *, C]`` otherwise): each ``"position"`` is a term of its own, or a
             whole ``"datum"`` is one, g_n = Σ_t √w_nt ∇ℓ_nt.
-        risk_options: Arguments of :class:`~curvops.risk.EmpiricalRisk`.
+        options: Further arguments, as there.
 
     Raises:
         InputError: If the loss is not separable, or ``per`` is neither.
@@ -53,6 +52,7 @@ class EFLinearOperator(CurvatureLinearOperator):
 
     SELF_ADJOINT = True
     POSITIVE_SEMIDEFINITE = True
+    _OPTIONS = ("per",)
 
     def __init__(
         self,
@@ -62,18 +62,18 @@ class EFLinearOperator(CurvatureLinearOperator):
         data: Iterable[Any],
         *,
         per: Per = "position",
-        **risk_options: Any,
+        **options: Any,
     ) -> None:
-        self._bind(EmpiricalRisk(model_func, loss_func, params, data, **risk_options), per=per)
+        super().__init__(model_func, loss_func, params, data, per=per, **options)
 
-    def _bind(self, risk: EmpiricalRisk, *, per: Per = "position") -> None:
-        super()._bind(risk)
+    def _bind(self, risk: EmpiricalRisk, *, per: Per = "position", **keeping: Any) -> None:
+        super()._bind(risk, **keeping)
         self._per = checked_per(per)
         risk.require_separable()
 
-    def _chain(self, lin: Linearization) -> LinearMap:
+    def _chain(self, lin: Linearization, extras: Sequence[Tensor]) -> BlockMap:
         scores = lin.loss.scores(lin.prediction.detach(), lin.batch.y)
-        return lambda v: lin.vjp(outer(lin, scores, lin.jvp(self.risk.blocks(v)), self._per))
+        return lambda v: lin.vjp(outer(lin, scores, lin.jvp(v), self._per))
 
 
 def outer(lin: Linearization, scores: Tensor, tangent: Tensor, per: Per) -> Tensor:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from curvops.autodiff import Linearization, Params
+from curvops.autodiff import BlockMap, Blocks, ExtraStream, Linearization, Params
 from curvops.errors import InputError
 from curvops.losses import Draw
 from curvops.operators.curvature import CurvatureLinearOperator
 from curvops.operators.ef import Per, checked_per, outer
-from curvops.passes import LinearMap
 from curvops.risk import EmpiricalRisk
 
 
@@ -38,7 +37,7 @@ class FisherMCLinearOperator(CurvatureLinearOperator):
         mc_samples: Labels drawn per term, M.
         seed: An integer, or a ``torch.Generator`` from which one is drawn.
         per: As in :class:`~curvops.operators.ef.EFLinearOperator`.
-        risk_options: Arguments of :class:`~curvops.risk.EmpiricalRisk`.
+        options: Further arguments, as there.
 
     Raises:
         InputError: If the loss has no predictive distribution, or an option is impossible.
@@ -55,6 +54,7 @@ class FisherMCLinearOperator(CurvatureLinearOperator):
 
     SELF_ADJOINT = True
     POSITIVE_SEMIDEFINITE = True
+    _OPTIONS = ("mc_samples", "seed", "per")
 
     def __init__(
         self,
@@ -66,10 +66,18 @@ class FisherMCLinearOperator(CurvatureLinearOperator):
         mc_samples: int = 1,
         seed: int | torch.Generator = 0,
         per: Per = "position",
-        **risk_options: Any,
+        **options: Any,
     ) -> None:
-        risk = EmpiricalRisk(model_func, loss_func, params, data, **risk_options)
-        self._bind(risk, mc_samples=mc_samples, seed=seed, per=per)
+        super().__init__(
+            model_func,
+            loss_func,
+            params,
+            data,
+            mc_samples=mc_samples,
+            seed=seed,
+            per=per,
+            **options,
+        )
 
     def _bind(
         self,
@@ -78,47 +86,70 @@ class FisherMCLinearOperator(CurvatureLinearOperator):
         mc_samples: int = 1,
         seed: int | torch.Generator = 0,
         per: Per = "position",
+        **keeping: Any,
     ) -> None:
-        super()._bind(risk)
+        super()._bind(risk, **keeping)
         self._mc_samples = checked_samples(mc_samples)
         self._seed = as_seed(seed)
         self._per = checked_per(per)
-        self._draws: list[Draw] = []
         prediction, y = next(iter(risk.predictions()))
         risk.loss_func.sampled_scores(prediction, y, uniform_draws(0, 1)[0])
 
-    def _matmat(self, X: Tensor) -> Tensor:
-        self._draws = uniform_draws(self._seed, self._mc_samples)
-        return super()._matmat(X)
+    def _extras(self) -> ExtraStream:
+        return _SampledScores(self._seed, self._mc_samples)
 
-    def _chain(self, lin: Linearization) -> LinearMap:
-        f, y = lin.prediction.detach(), lin.batch.y
-        scale = self._mc_samples**-0.5
-        samples = [scale * lin.loss.sampled_scores(f, y, draw) for draw in self._draws]
-
-        def apply(v: Tensor) -> list[Tensor]:
-            tangent = lin.jvp(self.risk.blocks(v))
-            u = outer(lin, samples[0], tangent, self._per)
-            for scores in samples[1:]:
+    def _chain(self, lin: Linearization, extras: Sequence[Tensor]) -> BlockMap:
+        def apply(v: Blocks) -> Blocks:
+            tangent = lin.jvp(v)
+            u = outer(lin, extras[0], tangent, self._per)
+            for scores in extras[1:]:
                 u = u + outer(lin, scores, tangent, self._per)
             return lin.vjp(u)
 
         return apply
 
 
-def uniform_draws(seed: int, samples: int) -> list[Draw]:
-    """Return one stream of uniform numbers per sample, read in the order of the data.
+class _SampledScores:
+    """The scaled scores of drawn labels, batch after batch."""
 
-    Each is a CPU generator that yields one number after the other, so the draws of a datum do
-    not depend on the batch it is in.
+    def __init__(self, seed: int, samples: int) -> None:
+        self._generators = generators(seed, samples)
+
+    def __call__(self, lin: Linearization) -> list[Tensor]:
+        f, y = lin.prediction.detach(), lin.batch.y
+        scale = len(self._generators) ** -0.5
+        return [scale * lin.loss.sampled_scores(f, y, uniform(g)) for g in self._generators]
+
+    def state(self) -> list[Tensor]:
+        return [g.get_state() for g in self._generators]
+
+    def resume(self, state: list[Tensor]) -> None:
+        for generator, saved in zip(self._generators, state, strict=True):
+            generator.set_state(saved)
+
+
+def generators(seed: int, samples: int) -> list[torch.Generator]:
+    """Return one generator per sample, to be read in the order of the data.
+
+    On the CPU they yield one number after the other, so the draws of a datum do not depend on
+    the batch it is in.
     """
 
-    def stream(sample: int) -> Draw:
+    def start(sample: int) -> torch.Generator:
         state = np.random.SeedSequence([seed, sample]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-        return lambda *shape: torch.rand(shape, generator=generator, dtype=torch.float64)
+        return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
-    return [stream(sample) for sample in range(samples)]
+    return [start(sample) for sample in range(samples)]
+
+
+def uniform(generator: torch.Generator) -> Draw:
+    """Return a source of uniform float64 numbers."""
+    return lambda *shape: torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def uniform_draws(seed: int, samples: int) -> list[Draw]:
+    """Return one stream of uniform numbers per sample (see :func:`generators`)."""
+    return [uniform(generator) for generator in generators(seed, samples)]
 
 
 def as_seed(seed: int | torch.Generator) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from curvops.autodiff import Linearization
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from curvops.autodiff import BlockMap, Linearization
 from curvops.operators.curvature import CurvatureLinearOperator
-from curvops.passes import LinearMap
 from curvops.risk import EmpiricalRisk
 
 
@@ -31,10 +35,10 @@ class GGNLinearOperator(CurvatureLinearOperator):
 
     SELF_ADJOINT = True
 
-    def _bind(self, risk: EmpiricalRisk) -> None:
-        super()._bind(risk)
+    def _bind(self, risk: EmpiricalRisk, **keeping: Any) -> None:
+        super()._bind(risk, **keeping)
         self.POSITIVE_SEMIDEFINITE = risk.loss_func.convex
 
-    def _chain(self, lin: Linearization) -> LinearMap:
+    def _chain(self, lin: Linearization, extras: Sequence[Tensor]) -> BlockMap:
         hessian = lin.loss.hessian(lin.prediction.detach(), lin.batch.y)
-        return lambda v: lin.vjp(hessian(lin.jvp(self.risk.blocks(v))))
+        return lambda v: lin.vjp(hessian(lin.jvp(v)))

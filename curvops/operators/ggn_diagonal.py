@@ -37,7 +37,7 @@ class GGNDiagonalLinearOperator(CurvatureLinearOperator, DiagonalLinearOperator)
         mode: ``"exact"`` or ``"mc"``.
         mc_samples: Labels drawn per term under ``"mc"``.
         seed: Seed of the draws: an integer, or a ``torch.Generator``.
-        risk_options: Arguments of :class:`~curvops.risk.EmpiricalRisk`.
+        options: Further arguments, as there.
 
     Raises:
         InputError: If the loss is not separable, or an option is impossible.
@@ -52,6 +52,8 @@ class GGNDiagonalLinearOperator(CurvatureLinearOperator, DiagonalLinearOperator)
         tensor([10., 20.])
     """
 
+    _OPTIONS = ("mode", "mc_samples", "seed")
+
     def __init__(
         self,
         model_func: nn.Module | Callable[..., Any],
@@ -62,10 +64,18 @@ class GGNDiagonalLinearOperator(CurvatureLinearOperator, DiagonalLinearOperator)
         mode: Mode = "exact",
         mc_samples: int = 1,
         seed: int | torch.Generator = 0,
-        **risk_options: Any,
+        **options: Any,
     ) -> None:
-        risk = EmpiricalRisk(model_func, loss_func, params, data, **risk_options)
-        self._bind(risk, mode=mode, mc_samples=mc_samples, seed=seed)
+        super().__init__(
+            model_func,
+            loss_func,
+            params,
+            data,
+            mode=mode,
+            mc_samples=mc_samples,
+            seed=seed,
+            **options,
+        )
 
     def _bind(
         self,
@@ -74,8 +84,9 @@ class GGNDiagonalLinearOperator(CurvatureLinearOperator, DiagonalLinearOperator)
         mode: Mode = "exact",
         mc_samples: int = 1,
         seed: int | torch.Generator = 0,
+        **keeping: Any,
     ) -> None:
-        super()._bind(risk)
+        super()._bind(risk, **keeping)
         if mode not in ("exact", "mc"):
             raise InputError(f'mode must be "exact" or "mc", got {mode!r}.')
         self._mode = mode

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from curvops.autodiff import Linearization
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from curvops.autodiff import BlockMap, Linearization
 from curvops.operators.curvature import CurvatureLinearOperator
-from curvops.passes import LinearMap
 
 
 class HessianLinearOperator(CurvatureLinearOperator):
@@ -29,5 +32,5 @@ class HessianLinearOperator(CurvatureLinearOperator):
 
     SELF_ADJOINT = True
 
-    def _chain(self, lin: Linearization) -> LinearMap:
-        return lambda v: lin.hvp(self.risk.blocks(v))
+    def _chain(self, lin: Linearization, extras: Sequence[Tensor]) -> BlockMap:
+        return lin.hvp

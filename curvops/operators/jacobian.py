@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from curvops.autodiff import Linearization, Params
 from curvops.operators.curvature import CurvatureLinearOperator, outputs_space
 from curvops.operators.linear import LinearOperator
-from curvops.passes import LinearMap
 from curvops.risk import EmpiricalRisk
-from curvops.tensors import Space
+from curvops.tensors import BlockSum, Space
 
 
 class JacobianLinearOperator(CurvatureLinearOperator):
@@ -94,12 +93,17 @@ class TransposedJacobianLinearOperator(CurvatureLinearOperator):
     def _spaces(self, risk: EmpiricalRisk) -> tuple[Space, Space]:
         return outputs_space(risk), risk.space
 
-    def _chain(self, lin: Linearization) -> LinearMap:
-        rows = slice(lin.start, lin.start + lin.num_outputs)
-        return lambda u: lin.vjp(u[rows].reshape(lin.prediction.shape))
-
     def _matmat(self, X: Tensor) -> Tensor:
-        return self.risk.sum_products(self._chain, X, self.shape[0], normalize=False)
+        columns = X.T.contiguous()
+        total = BlockSum(self.out_space, X.new_empty(X.shape[1], self.shape[0]))
+
+        def visit(lin: Linearization) -> None:
+            rows = slice(lin.start, lin.start + lin.num_outputs)
+            for k, u in enumerate(columns):
+                total.add(k, 1, lin.vjp(u[rows].reshape(lin.prediction.shape)))
+
+        self.risk.for_each(visit)
+        return total.value.T.contiguous()
 
     def _adjoint(self) -> LinearOperator:
         return JacobianLinearOperator.from_risk(self.risk)

@@ -1,0 +1,190 @@
+"""The map v ↦ A_b v of one mini-batch: on a live autograd graph, or on kept residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from curvops.autodiff.linearization import Blocks, Linearization
+from curvops.autodiff.model import FunctionalModel
+from curvops.autodiff.product import BlockMap, Product
+from curvops.autodiff.tracing import SplitProduct, storage_bytes, trace
+from curvops.data import Batch
+from curvops.losses import Loss
+from curvops.nesting import leaves, map_tensors, tensors_of
+
+
+class BatchMap(Protocol):
+    """v ↦ A_b v."""
+
+    def one(self, v: Blocks) -> Blocks:
+        """Multiply one vector, given as one tensor per parameter."""
+
+    def many(self, v: Blocks) -> Blocks:
+        """Multiply a block of vectors, stacked on a *leading* axis of every tensor."""
+
+
+class GraphMap:
+    """Kept graph: every product is a backward pass through graphs that are built once."""
+
+    def __init__(self, lin: Linearization, apply: BlockMap) -> None:
+        self._lin = lin
+        self._apply = apply
+        self.is_built = False
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether no parameter has an influence on this batch."""
+        return self._lin.is_constant
+
+    def one(self, v: Blocks) -> Blocks:
+        self.is_built = True
+        with torch.enable_grad():
+            return self._apply(v)
+
+    def many(self, v: Blocks) -> Blocks:
+        if not self.is_built:  # graphs must not be built inside vmap
+            self.one([t[0] for t in v])
+        return list(vmap(lambda *t: tuple(self.one(list(t))))(*v))
+
+
+class ResidualMap:
+    """Kept residuals: every product runs the tangent graph, plain tensor operations."""
+
+    def __init__(self, split: SplitProduct, residuals: list[Tensor]) -> None:
+        self._split = split
+        self._residuals = residuals
+        self._in_dims = (None,) * len(residuals) + (0,) * split.num_vector
+
+    def one(self, v: Blocks) -> Blocks:
+        with torch.no_grad():
+            return list(self._split.tangent(*self._residuals, *v))
+
+    def many(self, v: Blocks) -> Blocks:
+        with torch.no_grad():
+            product = vmap(self._split.tangent, in_dims=self._in_dims)(*self._residuals, *v)
+        return list(product)
+
+    def num_bytes(self, shared: Sequence[Tensor]) -> int:
+        """Bytes of the residuals that ``shared`` does not hold already."""
+        return storage_bytes(self._residuals, shared)
+
+
+class ForwardOverReverse(Linearization):
+    """A linearization whose hvp differentiates the gradient forwards, for tracing.
+
+    Traced, it gives the better tangent graph: torch's double backward of a convolution runs
+    half again the convolutions it needs.
+    """
+
+    def __init__(
+        self,
+        model: FunctionalModel,
+        names: Sequence[str],
+        fixed: Mapping[str, Tensor],
+        predict: Callable[[Any], Tensor],
+        loss: Loss | None,
+        params: Blocks,
+        batch: Batch,
+    ) -> None:
+        super().__init__(predict, loss, params, batch)
+        self._model, self._names, self._fixed = model, names, fixed
+
+    def hvp(self, v: Blocks) -> Blocks:
+        def total(*params: Tensor) -> Tensor:
+            at = dict(zip(self._names, params, strict=True))
+            with self._model.at(at, self._fixed) as predict:
+                return self.loss.total(predict(self.batch.X), self.batch.y)
+
+        points = tuple(p.detach() for p in self.params)
+        gradient = grad(total, argnums=tuple(range(len(points))))
+        return list(jvp(gradient, points, tuple(v))[1])
+
+
+class Tracer:
+    """Traces a product for one batch shape after the other, and keeps the results.
+
+    Args:
+        model: The model.
+        loss: The loss.
+        product: What to trace.
+        names: The parameters that vary.
+    """
+
+    def __init__(
+        self, model: FunctionalModel, loss: Loss | None, product: Product, names: Sequence[str]
+    ) -> None:
+        self._model, self._loss, self._product, self._names = model, loss, product, names
+        self._traced: dict[Any, SplitProduct] = {}
+        self.lean = self.compiled = False
+
+    def shared(self, params: Blocks, batch: Batch) -> list[Tensor]:
+        """Return the tensors that are held anyway, whatever is kept."""
+        return [*params, *self._model.fixed().values(), *tensors_of((batch.X, batch.y))]
+
+    def __call__(self, params: Blocks, batch: Batch, extras: Sequence[Tensor]) -> ResidualMap:
+        """Return the map of a batch, tracing it if its shape is new."""
+        key = (self.lean, self.compiled, *_signature(batch), *(tuple(t.shape) for t in extras))
+        inputs = [*self.shared(params, batch), *extras]
+        if key not in self._traced:
+            self._traced[key] = self._trace(params, batch, inputs, len(extras))
+        split = self._traced[key]
+        return ResidualMap(split, split.residuals(inputs))
+
+    def _trace(
+        self, params: Blocks, batch: Batch, inputs: list[Tensor], num_extras: int
+    ) -> SplitProduct:
+        split = self._split(params, batch, inputs, num_extras)
+        if not self.compiled:
+            return split
+        # Only the tangent graph: the primal one runs once per batch.
+        return SplitProduct(split.primal, torch.compile(split.tangent), split.num_vector)
+
+    def _split(
+        self, params: Blocks, batch: Batch, inputs: list[Tensor], num_extras: int
+    ) -> SplitProduct:
+        vector = [torch.ones_like(p) for p in params]
+        try:
+            return trace(self._function(batch, num_extras, True), inputs, vector, self.lean)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            # Forward mode does not reach everything (checkpointing, some kernels); reverse
+            # over reverse does, or fails for good.
+            return trace(self._function(batch, num_extras, False), inputs, vector, self.lean)
+
+    def _function(self, batch: Batch, num_extras: int, forward: bool) -> Callable[..., Blocks]:
+        model, names, fixed_names = self._model, self._names, list(self._model.fixed())
+
+        def product(*tensors: Tensor) -> Blocks:
+            stream = iter(tensors)
+            params = [next(stream).detach().requires_grad_() for _ in names]
+            fixed = {name: next(stream) for name in fixed_names}
+            X, y = map_tensors(lambda _: next(stream), (batch.X, batch.y))
+            extras = [next(stream) for _ in range(num_extras)]
+            vector = list(stream)
+            traced = Batch(batch.index, X, y, batch.size)
+            at = dict(zip(names, params, strict=True))
+            with torch.enable_grad(), model.at(at, fixed) as predict:
+                lin: Linearization
+                if forward:
+                    lin = ForwardOverReverse(
+                        model, names, fixed, predict, self._loss, params, traced
+                    )
+                else:
+                    lin = Linearization(predict, self._loss, params, traced)
+                return self._product.chain(lin, extras)(vector)
+
+        return product
+
+
+def _signature(batch: Batch) -> tuple[Any, ...]:
+    """Return what a trace depends on: structure, shapes, dtypes and every other leaf."""
+    return tuple(
+        (path, tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else (path, repr(leaf))
+        for path, leaf in leaves((batch.X, batch.y))
+    )

@@ -1,0 +1,399 @@
+"""What is kept between products, in which form, and how columns go through it.
+
+* *streamed*: rebuilt for every product, one batch alive at a time; the first product, and the
+  batches that do not fit the memory budget;
+* *kept graph*: the autograd graph of a batch stays alive; no set-up beyond building it once;
+* *kept residuals*: the product is traced and split (see :mod:`curvops.autodiff.tracing`); it
+  takes seconds to set up, so it waits until the products that are announced, or were already
+  made, pay for it. Then both are measured on the first batch and the faster one stays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from curvops.autodiff.batch_maps import BatchMap, GraphMap, ResidualMap, Tracer
+from curvops.autodiff.linearization import Blocks, Linearization
+from curvops.autodiff.measure import can_compile, interleaved_medians, synchronize
+from curvops.autodiff.memory import available_bytes, is_out_of_memory
+from curvops.autodiff.model import FunctionalModel
+from curvops.autodiff.product import ExtraStream, Product
+from curvops.autodiff.tracing import storage_bytes
+from curvops.data import Batch, parse_bytes
+from curvops.errors import DifferentiationError, InputError
+from curvops.losses import Loss
+from curvops.nesting import tensors_of
+
+Keep = Literal["auto", "residuals", "graph", "nothing"]
+Columns = Literal["auto", "loop", "vmap"] | int
+Form = Literal["graph", "residuals"]
+
+_TRACE_SECONDS = 2.0
+_COMPILE_SECONDS = 25.0
+_GAIN = 0.25
+"""What tracing or compiling may be expected to save of a product."""
+_BLOCK = 8
+"""Columns that go through vmap together: enough to fill matrix units, flat in memory."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How products are kept; every choice can be fixed by hand.
+
+    Attributes:
+        keep: ``"residuals"``, ``"graph"``, ``"nothing"``, or ``"auto"``.
+        columns: ``"loop"``, ``"vmap"``, a number of columns per vmap, or ``"auto"``.
+        memory_budget: Bytes that what is kept may take, or text such as ``"2GB"``; half of the
+            device's free memory by default.
+        compile: Compile the tangent graphs (kept residuals only), or ``"auto"``.
+    """
+
+    keep: Keep = "auto"
+    columns: Columns = "auto"
+    memory_budget: int | str | None = None
+    compile: bool | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Validate the choices."""
+        if self.keep not in ("auto", "residuals", "graph", "nothing"):
+            raise InputError(
+                f'keep must be "auto", "residuals", "graph" or "nothing", got {self.keep!r}.'
+            )
+        width = self.columns
+        positive = isinstance(width, int) and not isinstance(width, bool) and width > 0
+        if not positive and width not in ("auto", "loop", "vmap"):
+            raise InputError(
+                f'columns must be "auto", "loop", "vmap" or a positive number, got {width!r}.'
+            )
+        if self.memory_budget is not None:
+            parse_bytes(self.memory_budget, "memory_budget")
+        if self.compile not in (True, False, "auto"):
+            raise InputError(f'compile must be True, False or "auto", got {self.compile!r}.')
+
+
+@dataclass
+class _Kept:
+    """What is kept at one point: a prefix of the batches."""
+
+    key: Any
+    params: dict[str, Tensor]
+    maps: list[BatchMap] = field(default_factory=list)
+    num_bytes: int = 0
+    complete: bool = False
+    resume: Any = None
+
+
+class Keeper:
+    """Multiplies with every batch of a risk, keeping what pays.
+
+    Args:
+        model: The model.
+        loss: The loss, or ``None``.
+        product: The product of one batch.
+        options: The user's choices.
+    """
+
+    def __init__(
+        self, model: FunctionalModel, loss: Loss | None, product: Product, options: Keeping
+    ) -> None:
+        self._model, self._loss, self._product, self.options = model, loss, product, options
+        self._kept: _Kept | None = None
+        self._tracer: Tracer | None = None
+        self._form: Form = "residuals" if options.keep == "residuals" else "graph"
+        self._tried = options.keep != "auto"
+        self._streaming = options.keep == "nothing"
+        self._announced = self._products = 0
+        self._seconds = 0.0
+        self._bytes_per_datum: float | None = None
+        self._widths: dict[int, float] = {}
+
+    def prepare(self, num_products: int) -> None:
+        """Announce how many columns will be multiplied, so that set-up can pay."""
+        if isinstance(num_products, bool) or not isinstance(num_products, int) or num_products < 0:
+            raise InputError(f"num_products must be a nonnegative int, got {num_products!r}.")
+        self._announced = self._products + num_products
+
+    def release(self) -> None:
+        """Free what is kept. The next products build it again."""
+        self._kept = None
+
+    def stream(self) -> bool:
+        """Keep nothing from now on; tell whether that changes anything."""
+        changed = not self._streaming
+        self.release()
+        self._streaming = True
+        return changed
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of what is kept now."""
+        return 0 if self._kept is None else self._kept.num_bytes
+
+    @property
+    def form(self) -> str:
+        """What is kept now: ``"residuals"``, ``"graph"`` or ``"nothing"``."""
+        return "nothing" if self._kept is None else self._form
+
+    def run(
+        self,
+        params: dict[str, Tensor],
+        batches: Iterable[Batch],
+        num_batches: int,
+        columns: Tensor,
+        blocks: Callable[[Tensor], Blocks],
+        add: Callable[[int, int, Blocks], None],
+    ) -> None:
+        """Multiply every batch with every column.
+
+        Args:
+            params: The current point.
+            batches: One pass over the data.
+            num_batches: How many there are.
+            columns: Vectors ``[K, P]``.
+            blocks: Splits ``[P]`` or ``[c, P]`` into one tensor per parameter.
+            add: Called with a range of columns and their product; where the range holds more
+                than one, the product's tensors have a leading axis.
+        """
+        start = time.perf_counter()
+        constant = True
+        with closing(self._maps(params, batches, num_batches, len(columns))) as maps:
+            for batch, batch_map in maps:
+                self._multiply(batch, batch_map, columns, blocks, add)
+                constant = constant and isinstance(batch_map, GraphMap) and batch_map.is_constant
+                del batch_map
+        if constant:
+            raise DifferentiationError(
+                f"no prediction depends differentiably on any of the parameters {list(params)}: "
+                "the model does not use them, or detaches them (no_grad, .detach(), .item())."
+            )
+        self._products += len(columns)
+        self._seconds = (time.perf_counter() - start) / len(columns)
+
+    # ------------------------------------------------------------------ what is kept
+
+    def _maps(
+        self,
+        params: dict[str, Tensor],
+        batches: Iterable[Batch],
+        num_batches: int,
+        num_columns: int,
+    ) -> Generator[tuple[Batch, BatchMap], None, None]:
+        key = _key(params, self._model)
+        if self._kept is not None and self._kept.key != key:
+            self.release()
+        keeping = not self._streaming and self._pays_to_keep(num_columns)
+        trial = keeping and self._pays_to_trace(num_columns)
+        if trial:
+            self.release()
+        kept = self._kept
+        if kept is None:
+            active = {name: p.detach().requires_grad_() for name, p in params.items()}
+            kept = _Kept(key, active)
+            self._kept = kept if keeping else None
+        stream = self._product.extras()
+        if kept.complete:
+            stream.resume(kept.resume)
+        prefix = len(kept.maps)
+        with self._model.at(kept.params) as predict:
+            for i, batch in enumerate(batches):
+                if i < prefix:
+                    yield batch, kept.maps[i]
+                    continue
+                storing = keeping and not kept.complete
+                lin = Linearization(predict, self._loss, list(kept.params.values()), batch)
+                if storing and i == 0:
+                    kept.resume = stream.state()
+                    budget = self._budget(lin, num_batches)
+                extras = stream(lin)
+                if trial and i == 0:
+                    self._choose(lin, extras, num_batches, budget)
+                batch_map = self._build(lin, extras, storing)
+                if storing:
+                    self._store(kept, batch_map, lin, budget, stream)
+                del lin, extras
+                yield batch, batch_map
+                del batch_map
+        kept.complete = True
+
+    def _pays_to_keep(self, num_columns: int) -> bool:
+        """Keep from the second product on, or from the first if more are announced."""
+        if self.options.keep in ("graph", "residuals"):
+            return True
+        return self._products > 0 or self._announced > num_columns
+
+    def _pays_to_trace(self, num_columns: int) -> bool:
+        """Trace once the products to come, announced or as many again, save what it costs."""
+        if self._tried:
+            return False
+        expected = max(self._announced - self._products, self._products, num_columns)
+        return expected * self._seconds * _GAIN > _TRACE_SECONDS
+
+    def _build(self, lin: Linearization, extras: list[Tensor], storing: bool) -> BatchMap:
+        if storing and self._form == "residuals":
+            try:
+                return self._trace(lin, extras)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                if self.options.keep == "residuals":
+                    raise DifferentiationError(
+                        f"the product of this model cannot be traced ({error}). Use "
+                        'keep="graph" or "auto".'
+                    ) from error
+                self._form = "graph"
+        return GraphMap(lin, self._product.chain(lin, extras))
+
+    def _trace(self, lin: Linearization, extras: list[Tensor]) -> ResidualMap:
+        if self._tracer is None:
+            names = list(self._model.names)
+            self._tracer = Tracer(self._model, self._loss, self._product, names)
+            self._tracer.compiled = self.options.compile is True
+        return self._tracer([p.detach() for p in lin.params], lin.batch, extras)
+
+    def _choose(
+        self, lin: Linearization, extras: list[Tensor], num_batches: int, budget: int
+    ) -> None:
+        """Measure the forms on a first batch and settle for the fastest that fits."""
+        self._tried = True
+        candidates: dict[tuple[Form, bool], BatchMap] = {
+            ("graph", False): GraphMap(lin, self._product.chain(lin, extras))
+        }
+        try:
+            full = self._trace(lin, extras)
+            assert self._tracer is not None
+            self._tracer.lean = True
+            lean = self._trace(lin, extras)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return
+        shared = self._tracer.shared(lin.params, lin.batch)
+        fits = full.num_bytes(shared) * num_batches <= budget
+        if fits:
+            candidates["residuals", False] = full
+        candidates["residuals", True] = lean
+        v = [torch.ones_like(p) for p in lin.params]
+        seconds = interleaved_medians({k: partial(m.one, v) for k, m in candidates.items()})
+        self._form, self._tracer.lean = min(seconds, key=seconds.__getitem__)
+        self._widths.clear()
+        if self._form == "residuals" and self.options.compile == "auto":
+            left = max(self._announced, 2 * self._products) - self._products
+            total = seconds[self._form, self._tracer.lean] * num_batches * left
+            self._tracer.compiled = total * _GAIN > _COMPILE_SECONDS and can_compile()
+
+    def _store(
+        self,
+        kept: _Kept,
+        batch_map: BatchMap,
+        lin: Linearization,
+        budget: int,
+        stream: ExtraStream,
+    ) -> None:
+        """Keep a map if it fits; what is kept is a prefix of the batches."""
+        if isinstance(batch_map, ResidualMap):
+            assert self._tracer is not None
+            size = batch_map.num_bytes(self._tracer.shared(lin.params, lin.batch))
+        else:
+            assert self._bytes_per_datum is not None
+            size = int(self._bytes_per_datum * lin.batch.size)
+        if kept.num_bytes + size > budget:
+            kept.complete = True
+            return
+        kept.maps.append(batch_map)
+        kept.num_bytes += size
+        kept.resume = stream.state()
+
+    def _budget(self, lin: Linearization, num_batches: int) -> int:
+        """Return the bytes that may be kept: the budget less what one batch needs alive."""
+        per_batch = self._graph_bytes(lin)
+        self._bytes_per_datum = per_batch / lin.batch.size
+        if self.options.memory_budget is None:
+            allowed = available_bytes(lin.params[0].device) // 2
+        else:
+            allowed = parse_bytes(self.options.memory_budget, "memory_budget")
+        return max(0, allowed - 2 * per_batch)
+
+    def _graph_bytes(self, lin: Linearization) -> int:
+        """Return the bytes that the kept graph of a batch holds, by building one."""
+        held: list[Tensor] = []
+
+        def pack(t: Tensor) -> Tensor:
+            held.append(t)
+            return t
+
+        probe = Linearization(lin.predict, self._loss, lin.params, lin.batch)
+        fixed = self._model.fixed().values()
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            chain = self._product.chain(probe, self._product.extras()(probe))
+            chain([torch.zeros_like(p) for p in probe.params])
+        return storage_bytes(held, [*lin.params, *fixed, *tensors_of(lin.batch.X)])
+
+    # ------------------------------------------------------------------ columns
+
+    def _multiply(
+        self,
+        batch: Batch,
+        batch_map: BatchMap,
+        columns: Tensor,
+        blocks: Callable[[Tensor], Blocks],
+        add: Callable[[int, int, Blocks], None],
+    ) -> None:
+        first = 0
+        if isinstance(batch_map, GraphMap) and not batch_map.is_built:
+            add(0, 1, batch_map.one(blocks(columns[0])))
+            first = 1
+        if first == len(columns):
+            return
+        width = self._width(len(columns) - first)
+        start = time.perf_counter()
+        while first < len(columns):
+            chunk = columns[first : first + width]
+            if len(chunk) > 1:
+                try:
+                    add(first, len(chunk), batch_map.many(blocks(chunk)))
+                except (RuntimeError, NotImplementedError) as error:
+                    if is_out_of_memory(error) or self.options.columns not in ("auto", "vmap"):
+                        raise
+                    self._widths[_BLOCK] = float("inf")  # some kernels cannot be vectorised
+                    width = 1
+                    continue
+            else:
+                add(first, 1, batch_map.one(blocks(chunk[0])))
+            first += len(chunk)
+        if len(columns) > 1:
+            synchronize(columns.device)
+            seconds = (time.perf_counter() - start) / (len(columns) * batch.size)
+            self._widths[width] = min(seconds, self._widths.get(width, float("inf")))
+
+    def _width(self, num_columns: int) -> int:
+        """Return how many columns go through at a time: measured on the work itself."""
+        if self.options.columns == "loop" or num_columns == 1:
+            return 1
+        if isinstance(self.options.columns, int):
+            return self.options.columns
+        if self.options.columns == "vmap":
+            return _BLOCK if self._widths.get(_BLOCK) != float("inf") else 1
+        for width in (_BLOCK, 1):
+            if width not in self._widths:
+                return width
+        return min(self._widths, key=self._widths.__getitem__)
+
+
+def _key(params: dict[str, Tensor], model: FunctionalModel) -> Any:
+    """Return what changes whenever the tensors that a product depends on do.
+
+    Version counters see every update in place except those through ``.data``; the norms see
+    those.
+    """
+    tensors = [*params.values(), *model.fixed().values()]
+    floating = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
+    norms = torch.stack([n.double() for n in torch._foreach_norm(floating)]).tolist()
+    return [(t.data_ptr(), t._version) for t in tensors], norms

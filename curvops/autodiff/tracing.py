@@ -1,0 +1,188 @@
+"""Kept residuals: trace a product, split it at the vector, keep what crosses the cut.
+
+The whole product (θ, batch, v) ↦ A_b v is traced to one graph of tensor operations. Nodes that
+do not depend on v form the *primal* graph, which is run once per batch; the others the
+*tangent* graph, which is run once per product. The edges between them are the residuals. The
+result is bit-identical to the unsplit product. Tracing is done once per model and batch shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._functorch.compile_utils import fx_graph_cse
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from curvops.autodiff.linearization import Blocks
+
+_aten = torch.ops.aten
+
+_POINTWISE = {
+    _aten.relu, _aten.le, _aten.lt, _aten.ge, _aten.gt, _aten.eq, _aten.ne, _aten.where,
+    _aten.scalar_tensor, _aten.mul, _aten.add, _aten.sub, _aten.rsub, _aten.neg, _aten.div,
+    _aten.sigmoid, _aten.tanh, _aten.exp, _aten.pow, _aten.sqrt, _aten.rsqrt, _aten.reciprocal,
+    _aten.logical_not, _aten.logical_and, _aten.bitwise_not, _aten.zeros_like, _aten.ones_like,
+    _aten.full_like, _aten.full, _aten.zeros, _aten.ones, _aten.arange, _aten.threshold_backward,
+    _aten.masked_fill, _aten._to_copy, _aten.clone, _aten.silu, _aten.gelu, _aten.erf,
+    _aten.sigmoid_backward, _aten.tanh_backward, _aten.gelu_backward, _aten.silu_backward,
+}  # fmt: skip
+"""Operations that cost no more than reading their result back would."""
+
+_VIEWS = {
+    _aten.view, _aten._unsafe_view, _aten.t, _aten.transpose, _aten.permute, _aten.expand,
+    _aten.unsqueeze, _aten.squeeze, _aten.slice, _aten.select, _aten.detach, _aten.alias,
+    _aten.as_strided, _aten.split, _aten.unbind, _aten.reshape,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SplitProduct:
+    """A traced product, cut at the vector.
+
+    Attributes:
+        primal: ``(*inputs) -> residuals``.
+        tangent: ``(*residuals, *vector) -> product``.
+        num_vector: Number of tensors of a vector.
+    """
+
+    primal: Callable[..., Sequence[Tensor]]
+    tangent: Callable[..., Sequence[Tensor]]
+    num_vector: int
+
+    def residuals(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Run the primal graph."""
+        with torch.no_grad():
+            return list(self.primal(*inputs))
+
+
+def trace(
+    product: Callable[..., Blocks], inputs: Sequence[Tensor], vector: Blocks, lean: bool = False
+) -> SplitProduct:
+    """Trace ``product(*inputs, *vector)`` and split it.
+
+    Args:
+        product: A pure function of tensors that may differentiate inside.
+        inputs: What the residuals depend on.
+        vector: A vector, one tensor per parameter.
+        lean: Recompute cheap operations of other residuals in every product instead of
+            keeping their results: less memory.
+
+    Raises:
+        RuntimeError: If the function cannot be traced, for example because its control flow
+            depends on values. torch raises other exceptions too.
+    """
+    arguments = [t.detach() for t in (*inputs, *vector)]
+    graph_module = make_fx(product)(*arguments)
+    if any(_mutates(node) for node in graph_module.graph.nodes):
+        graph_module = make_fx(functionalize(graph_module))(*arguments)
+    graph = fx_graph_cse(graph_module.graph)
+    graph.eliminate_dead_code()
+    return _split(graph_module, graph, len(vector), lean)
+
+
+def storage_bytes(tensors: Sequence[Any], shared: Sequence[Tensor] = ()) -> int:
+    """Return the bytes of the storages of ``tensors``, each once, those of ``shared`` not."""
+    held = {t.untyped_storage().data_ptr() for t in shared}
+    sizes = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+        for t in tensors
+        if isinstance(t, Tensor)
+    }
+    return sum(size for pointer, size in sizes.items() if pointer not in held)
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _split(root: fx.GraphModule, graph: fx.Graph, num_vector: int, lean: bool) -> SplitProduct:
+    nodes = list(graph.nodes)
+    placeholders = [n for n in nodes if n.op == "placeholder"]
+    output = next(n for n in nodes if n.op == "output")
+    inputs, vector = placeholders[:-num_vector], placeholders[-num_vector:]
+    tangent = set(vector)
+    for node in nodes:
+        if node.op == "call_function" and any(n in tangent for n in node.all_input_nodes):
+            tangent.add(node)
+    crossing = [
+        n
+        for n in nodes
+        if n not in tangent
+        and n.op not in ("output", "get_attr")
+        and any(user in tangent or user is output for user in n.users)
+    ]
+    recomputed: set[fx.Node] = set()
+    if lean:
+        crossing, recomputed = _move_cut(crossing)
+
+    primal, env = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in inputs:
+        env[node] = primal.placeholder(node.name)
+    for node in nodes:
+        if node not in tangent and node.op in ("call_function", "get_attr"):
+            env[node] = primal.node_copy(node, lambda n: env[n])
+    primal.output([env[n] for n in crossing])
+    primal.eliminate_dead_code()
+
+    after, env = fx.Graph(), {}
+    for node in (*crossing, *vector):
+        env[node] = after.placeholder(node.name)
+    for node in nodes:
+        moved = node in tangent or node in recomputed or node.op == "get_attr"
+        if moved and node.op != "placeholder":
+            env[node] = after.node_copy(node, lambda n: env[n])
+    after.output(fx.node.map_arg(output.args[0], lambda n: env[n]))
+    after.eliminate_dead_code()
+    return SplitProduct(fx.GraphModule(root, primal), fx.GraphModule(root, after), num_vector)
+
+
+def _move_cut(crossing: list[fx.Node]) -> tuple[list[fx.Node], set[fx.Node]]:
+    """Replace residuals by cheaper ones they can be recomputed from, where that saves memory."""
+    kept, recomputed = set(crossing), set[fx.Node]()
+    for node in sorted(crossing, key=_node_bytes, reverse=True):
+        sources, path = _sources(node, kept - {node})
+        added = [n for n in sources if n not in kept]
+        if path and sum(map(_node_bytes, added)) < _node_bytes(node):
+            kept = (kept - {node}) | set(added)
+            recomputed |= path
+    order = {n: i for i, n in enumerate(crossing[0].graph.nodes)} if crossing else {}
+    return sorted(kept, key=order.__getitem__), recomputed - kept
+
+
+def _sources(node: fx.Node, kept: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Return what a node can be cheaply recomputed from, and the nodes on the way."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if node.op != "call_function" or (packet not in _POINTWISE and packet not in _VIEWS):
+        return {node}, set()
+    sources, path = set[fx.Node](), {node}
+    for source in node.all_input_nodes:
+        if source in kept:
+            sources.add(source)
+            continue
+        further, way = _sources(source, kept)
+        sources |= further
+        path |= way
+    return sources, path
+
+
+def _node_bytes(node: fx.Node) -> int:
+    """Return the bytes that keeping a node's value costs; inputs and their views cost none."""
+    base = node
+    while base.op == "call_function":
+        packet = getattr(base.target, "overloadpacket", None)
+        if packet not in _VIEWS or not base.all_input_nodes:
+            break
+        base = base.all_input_nodes[0]
+    if base.op != "call_function":
+        return 0
+    meta = base.meta.get("tensor_meta")
+    shape, dtype = getattr(meta, "shape", None), getattr(meta, "dtype", None)
+    if shape is None or dtype is None:
+        return 0
+    return int(torch.Size(shape).numel()) * int(dtype.itemsize)
