@@ -138,7 +138,8 @@ class BatchStream:
         """Join adjacent batches up to ``limit`` data each, where their shapes allow it."""
         self._merge_limit = limit
         if self._cache is not None:
-            self._cache = list(_merged(iter(self._cache), limit))
+            with torch.inference_mode(False):
+                self._cache = list(_merged(iter(self._cache), limit))
             self._versions = [_versions(b) for b in self._cache]
 
     def _scan(self, cache_bytes: int, inspect: Callable[[Batch], None]) -> None:
@@ -220,9 +221,11 @@ class BatchStream:
 
     def _place(self, index: int, X: Any, y: Any, size: int) -> Batch:
         def move(t: Tensor) -> Tensor:
-            return t.detach().to(self._device)
+            # autograd cannot save tensors that were made in inference mode
+            return (t.clone() if t.is_inference() else t.detach()).to(self._device)
 
-        return Batch(index, map_tensors(move, X), map_tensors(move, y), size)
+        with torch.inference_mode(False):
+            return Batch(index, map_tensors(move, X), map_tensors(move, y), size)
 
     def _check_cache_unchanged(self) -> None:
         assert self._cache is not None
@@ -239,8 +242,7 @@ def _is_held(data: Any) -> bool:
 
 
 def _versions(batch: Batch) -> list[int]:
-    # Tensors made in inference mode have no version counter, and cannot be modified.
-    return [0 if t.is_inference() else t._version for t in tensors_of((batch.X, batch.y))]
+    return [t._version for t in tensors_of((batch.X, batch.y))]
 
 
 def _refuse_one_shot(data: Any) -> None:

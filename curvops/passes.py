@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -102,29 +103,34 @@ class Passes:
             yield self._predict(batch), batch.y
 
     def for_each(
-        self, visit: Callable[[Linearization], None], params: Mapping[str, Tensor] | None = None
+        self,
+        visit: Callable[[Linearization], None],
+        params: Mapping[str, Tensor] | None = None,
+        limit: int | None = None,
     ) -> None:
         """Call ``visit`` with the linearization of every batch, in order.
 
         Args:
             visit: Uses the linearization while it is alive; its graphs are freed afterwards.
             params: The point, the risk's own by default. Updates in place are followed.
+            limit: Stop after so many batches.
 
         Raises:
             DifferentiationError: If no batch depends on any parameter.
         """
         source = self.params if params is None else params
-        active = {name: p.detach().requires_grad_() for name, p in source.items()}
+        with torch.inference_mode(False):
+            active = {name: p.detach().requires_grad_() for name, p in source.items()}
         start, constant = 0, True
-        with preserved_rng(), self._model.at(active) as predict:
-            for batch in self._progress():
+        with torch.inference_mode(False), preserved_rng(), self._model.at(active) as predict:
+            for batch in islice(self._progress(), limit):
                 with torch.enable_grad():
                     lin = Linearization(predict, self._loss, list(active.values()), batch, start)
                     visit(lin)
                 start += lin.num_outputs
                 constant = constant and lin.is_constant
                 del lin
-        if constant:
+        if constant and limit is None:
             raise DifferentiationError(
                 f"no prediction depends differentiably on any of the parameters {list(active)}: "
                 "the model does not use them, or detaches them (no_grad, .detach(), .item())."
@@ -166,14 +172,10 @@ class Passes:
         params = list(self.params.values())
 
         def blocks(flat: Tensor) -> Blocks:
-            return [
-                part.to(p.dtype) for part, p in zip(total.views_of(flat), params, strict=True)
-            ]
+            return [part.to(p.dtype) for part, p in zip(total.views_of(flat), params, strict=True)]
 
         with preserved_rng():
-            keeper.run(
-                self.params, self._progress(), self.num_batches, vectors, blocks, total.add
-            )
+            keeper.run(self.params, self._progress(), self.num_batches, vectors, blocks, total.add)
         return total.value.T / self.normalizer
 
     def squared_pullbacks(

@@ -107,7 +107,7 @@ class EmpiricalRisk(Passes):
         self.weight_decay = _nonnegative("weight_decay", weight_decay)
         self.params = resolve_parameters(model, params)
         self.progressbar = progressbar
-        self._check_deterministic = check_deterministic
+        self.check_deterministic = check_deterministic
         self._model = FunctionalModel(model, tuple(self.params), forward, autocast)
         # What has been checked not to write to its buffers needs no clones of them.
         self._model.clone_buffers = not check_deterministic
@@ -133,7 +133,7 @@ class EmpiricalRisk(Passes):
 
     def _inspect(self, batch: Batch) -> None:
         """Check a batch when it is first read, and count it into the normaliser."""
-        if batch.index == 0 and self._check_deterministic:
+        if batch.index == 0 and self.check_deterministic:
             check_model(self._model, self.params, batch)
         if self._loss is None:
             return
@@ -214,6 +214,7 @@ class EmpiricalRisk(Passes):
         losses = [self.loss_func.per_datum(f, y).detach() for f, y in self.predictions()]
         return torch.cat(losses).to(self.dtype)
 
+    @torch.inference_mode(False)
     def per_sample_gradients(self) -> Iterator[Tensor]:
         """Yield the gradients of :meth:`per_sample_losses`, in blocks ``[B, P]``."""
         for batch in self._data:
@@ -236,6 +237,7 @@ class EmpiricalRisk(Passes):
             values += 0.5 * self.weight_decay * torch.stack(squares)
         return values
 
+    @torch.inference_mode(False)
     def _gradient_at(self, params: Mapping[str, Tensor]) -> Tensor:
         total = CompensatedSum(self._zeros())
         self.for_each(lambda lin: total.add(self.flat(lin.gradient())), params)

@@ -129,7 +129,8 @@ class Space:
                 _check_placed(block, device, f"{what} block {name!r}")
             flat = self.flatten(blocks)
         check_real(flat, what)
-        flat = flat.detach().to(dtype)
+        # autograd cannot save tensors that were made in inference mode
+        flat = (flat.clone() if flat.is_inference() else flat.detach()).to(dtype)
         check_finite(flat, what)
         return (flat.unsqueeze(1) if is_vector else flat), Format(layout, is_vector)
 

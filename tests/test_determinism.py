@@ -160,15 +160,54 @@ def test_a_shuffling_loader_within_the_cache_is_read_once() -> None:
     cases.assert_matches(first, expected)
 
 
-def test_a_fixed_loader_beyond_the_cache_is_read_for_every_pass() -> None:
-    case = cases.make("ce-weight-mask")
-    risk = EmpiricalRisk(*case.args, cache_data=0, **cases.UNMERGED)
-    for _ in range(2):
+class _Rereadable:
+    """New tensors of the same values in every pass; a list would be kept as it is."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches, self.passes = batches, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes += 1
+        for X, y in self.batches:
+            yield X.clone(), y.clone()
+
+
+@pytest.mark.parametrize("merge", [False, "auto"])
+@pytest.mark.parametrize("name", ["ce-weight-mask", "mse-sequence"])
+def test_fixed_data_beyond_the_cache_are_read_for_every_pass(name: str, merge: Any) -> None:
+    case = cases.make(name)
+    source = _Rereadable(case.batches)
+    problem = (case.model, case.loss, case.params, source)
+    risk = EmpiricalRisk(*problem, cache_data=0, merge_batches=merge)
+    passes = source.passes
+    for turn in (1, 2):
         cases.assert_matches(risk.loss(), case.truth.loss())
+        assert source.passes >= passes + turn
+    cases.assert_matches(risk.gradient(), case.truth.gradient())
     cases.assert_matches(HessianLinearOperator.from_risk(risk).to_dense(), case.truth.hessian())
     cases.assert_matches(GGNLinearOperator.from_risk(risk).to_dense(), case.truth.ggn())
-    merged = EmpiricalRisk(*case.args, cache_data=0)
-    cases.assert_matches(merged.gradient(), case.truth.gradient())
+    before = source.passes
+    GGNLinearOperator.from_risk(risk) @ case.vectors(7)
+    assert source.passes - before <= 2  # the columns share a pass
+
+
+def test_the_budget_is_counted() -> None:
+    """8 data of 3 doubles and a long are 256 bytes."""
+    for budget, reread in ((255, True), (256, False), ("1KiB", False)):
+        model, source = _model(), _Rereadable(_batches())
+        risk = EmpiricalRisk(
+            model, nn.CrossEntropyLoss(), model, source, cache_data=budget, **cases.UNMERGED
+        )
+        passes = source.passes
+        risk.loss()
+        assert (source.passes > passes) is reread, budget
+
+
+@pytest.mark.parametrize("budget", [-1, "many", "1 parsec", None])
+def test_an_impossible_budget(budget: Any) -> None:
+    model = _model()
+    with pytest.raises(InputError, match="cache_data"):
+        EmpiricalRisk(model, nn.CrossEntropyLoss(), model, _batches(), cache_data=budget)
 
 
 @pytest.mark.parametrize("merge", [False, "auto"])
@@ -637,6 +676,33 @@ def test_nothing_changes_when_the_model_fails(path: str, failure: BaseException)
         model.raises, model.calls_left = None, 0
         _assert_unchanged(model, before)
     call()  # and it goes on as if nothing had happened
+    _assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("failure", [Boom(), KeyboardInterrupt()], ids=["exception", "ctrl-c"])
+def test_nothing_changes_when_the_data_fail(failure: BaseException) -> None:
+    class Source:
+        healthy = True
+
+        def __iter__(self) -> Iterator[Any]:
+            for i, (X, y) in enumerate(_batches()):
+                if i == 1 and not Source.healthy:
+                    raise failure
+                yield X.clone(), y.clone()
+
+    model = _guarded()
+    operator = HessianLinearOperator(
+        model, nn.CrossEntropyLoss(), model, Source(), cache_data=0, **cases.UNMERGED
+    )
+    v = cases.randn(operator.shape[1], seed=1)
+    expected = operator @ v
+    before = _snapshot(model)
+    Source.healthy = False
+    with pytest.raises(type(failure)):
+        operator @ v
+    _assert_unchanged(model, before)
+    Source.healthy = True
+    assert torch.equal(operator @ v, expected)
     _assert_unchanged(model, before)
 
 

@@ -456,3 +456,32 @@ def test_own_loss_module_with_reduction_attribute() -> None:
         cases.assert_matches(risk.gradient(), dense.gradient())
         cases.assert_matches(HessianLinearOperator.from_risk(risk).to_dense(), dense.hessian())
         cases.assert_matches(GGNLinearOperator.from_risk(risk).to_dense(), dense.ggn())
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_not_mistaken_for_its_base() -> None:
+    class Focal(nn.CrossEntropyLoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            each = F.cross_entropy(input, target, reduction="none")
+            each = (1 - torch.exp(-each)).pow(2) * each
+            return each.mean() if self.reduction == "mean" else each.sum()
+
+    for reduction in cases.REDUCTIONS:
+        case = cases.make("ce")
+        loss = Focal(reduction=reduction)
+        dense = truth.Dense(truth.module_predict(case.model), loss, case.params, case.batches)
+        problem = (case.model, loss, case.params, case.batches)
+        risk = EmpiricalRisk(*problem, **cases.UNMERGED)
+        cases.assert_matches(risk.loss(), dense.loss())
+        cases.assert_matches(risk.gradient(), dense.gradient())
+        cases.assert_matches(HessianLinearOperator.from_risk(risk).to_dense(), dense.hessian())
+        cases.assert_matches(GGNLinearOperator.from_risk(risk).to_dense(), dense.ggn())
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_targets_that_torch_would_broadcast_are_refused() -> None:
+    """``[N, 1]`` against ``[N]`` is N^2 pairs to torch: a mistake that warns at most."""
+    with cases.seeded(0):
+        model = cases.mlp(3, 4, 1).double()
+    batches = cases.cut(cases.randn(8, 3, seed=1), cases.randn(8, seed=2))
+    with pytest.raises(InputError, match=r"\[4, 1\].*\[4\]"):
+        EmpiricalRisk(model, nn.MSELoss(), model, batches).loss()

@@ -733,7 +733,17 @@ def test_num_data_is_checked() -> None:
         EmpiricalRisk(*case.args, num_data=9)
 
 
-def test_a_hundred_batches_in_float32_do_not_add_up_their_rounding() -> None:
+def test_progressbar(capsys: pytest.CaptureFixture[str]) -> None:
+    case = cases.make("ce")
+    for shown in (False, True):
+        risk = EmpiricalRisk(*case.args, progressbar=shown, **cases.UNMERGED)
+        risk.gradient()
+        captured = capsys.readouterr()
+        assert ("3" in captured.err) is shown
+        assert captured.out == ""
+
+
+def test_a_thousand_batches_in_float32_do_not_add_up_their_rounding() -> None:
     """1000 batches of one datum: as accurate as one batch of 1000."""
     with cases.seeded(0):
         model = nn.Linear(3, 1, bias=False)

@@ -14,7 +14,7 @@ from curvops.autodiff.model import FunctionalModel
 from curvops.data import Batch, BatchStream
 from curvops.errors import DeterminismError
 from curvops.losses import Loss
-from curvops.nesting import can_concatenate, concatenate
+from curvops.nesting import can_concatenate, concatenate, map_tensors, tensors_of
 from curvops.rng import PrivateRNG
 
 _MERGED_DATA = 512
@@ -43,9 +43,17 @@ def check_model(model: FunctionalModel, params: Mapping[str, Tensor], batch: Bat
     # A second generator position: a model that draws random numbers draws other ones.
     model.clone_buffers = True
     try:
-        first = _predict(model, params, batch.X, rng)
-        changed = _changed_buffers(model, params, batch.X, rng)
-        second = _predict(model, params, batch.X, rng)
+        with torch.inference_mode(False):  # a model that writes to its input writes to a copy
+            X = map_tensors(torch.clone, batch.X)
+        versions = [t._version for t in tensors_of(X)]
+        first = _predict(model, params, X, rng)
+        if [t._version for t in tensors_of(X)] != versions:
+            raise DeterminismError(
+                "the model writes to its input X in place, so the next pass would see other "
+                "data. Let it work on a copy, for example X.clone()."
+            )
+        changed = _changed_buffers(model, params, X, rng)
+        second = _predict(model, params, X, rng)
     finally:
         model.clone_buffers = False
     if changed:

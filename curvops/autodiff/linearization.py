@@ -17,6 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from curvops.autodiff.once import refuse_once_differentiable
 from curvops.data import Batch
 from curvops.errors import DifferentiationError, explained
 from curvops.losses import Loss
@@ -60,7 +61,10 @@ class Linearization:
     def prediction(self) -> Tensor:
         """f(θ, X), attached to the graph."""
         with torch.enable_grad():
-            return self.predict(self.batch.X)
+            prediction = self.predict(self.batch.X)
+        if self.batch.index == 0:
+            refuse_once_differentiable(prediction)
+        return prediction
 
     @property
     def is_constant(self) -> bool:

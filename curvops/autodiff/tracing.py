@@ -80,6 +80,7 @@ def trace(
     graph_module = make_fx(product)(*arguments)
     if any(_mutates(node) for node in graph_module.graph.nodes):
         graph_module = make_fx(functionalize(graph_module))(*arguments)
+        _forward_copies(graph_module.graph)
     graph = fx_graph_cse(graph_module.graph)
     graph.eliminate_dead_code()
     return _split(graph_module, graph, len(vector), lean)
@@ -94,6 +95,17 @@ def storage_bytes(tensors: Sequence[Any], shared: Sequence[Tensor] = ()) -> int:
         if isinstance(t, Tensor)
     }
     return sum(size for pointer, size in sizes.items() if pointer not in held)
+
+
+def _forward_copies(graph: fx.Graph) -> None:
+    """Replace what is left of an in-place write, copy(old, new), by the new value."""
+    for node in list(graph.nodes):
+        if node.target is not _aten.copy.default:
+            continue
+        old, new = (n.meta.get("tensor_meta") for n in node.args[:2])
+        if old is not None and new is not None and (old.shape, old.dtype) == (new.shape, new.dtype):
+            node.replace_all_uses_with(node.args[1])
+            graph.erase_node(node)
 
 
 def _mutates(node: fx.Node) -> bool:

@@ -38,6 +38,7 @@ class Loss(ABC):
         name: What error messages call the loss.
         reduction: ``"mean"`` (divide by the global normaliser) or ``"sum"``.
         class_axis: The axis of the prediction that one term spans.
+        ignore_index: The class index that counts nothing, where there is one.
         convex: Whether ∂²ℓ/∂f² is known to be positive semidefinite.
     """
 
@@ -45,6 +46,7 @@ class Loss(ABC):
     reduction: str
     class_axis: int = -1
     convex: bool = False
+    ignore_index: int | None = None
 
     @abstractmethod
     def total(self, prediction: Tensor, target: Target) -> Tensor:

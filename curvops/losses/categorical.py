@@ -28,6 +28,7 @@ class CategoricalLoss(Loss):
     def __init__(self, module: nn.CrossEntropyLoss | nn.NLLLoss) -> None:
         self.name = type(module).__name__
         self.reduction = module.reduction
+        self.ignore_index = module.ignore_index
         self._module = module
         self._from_log_probabilities = isinstance(module, nn.NLLLoss)
         self._smoothing = float(getattr(module, "label_smoothing", 0.0))

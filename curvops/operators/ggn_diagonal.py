@@ -109,6 +109,7 @@ class GGNDiagonalLinearOperator(CurvatureLinearOperator, DiagonalLinearOperator)
             self._computed = versions, self._compute()
         return self._computed[1]
 
+    @torch.inference_mode(False)
     def _compute(self) -> Tensor:
         like = torch.empty(self.shape[0], dtype=self.dtype, device=self.device)
         total = CompensatedSum(like)

@@ -158,12 +158,13 @@ class LinearOperator:
                 f"x is a NumPy array of shape {list(x.shape)}; operators multiply torch tensors. "
                 "Use op.to_scipy() @ x, or op @ torch.from_numpy(x)."
             )
-        columns, fmt = self.in_space.read(x, self.dtype, self.device, "x")
-        if columns.shape[1] == 0:
-            product = columns.new_zeros(self.shape[0], 0)
-        else:
-            product = self._matmat(columns)
-        return self.out_space.write(product, fmt)
+        with torch.inference_mode(False):  # differentiation is not possible inside
+            columns, fmt = self.in_space.read(x, self.dtype, self.device, "x")
+            if columns.shape[1] == 0:
+                product = columns.new_zeros(self.shape[0], 0)
+            else:
+                product = self._matmat(columns)
+            return self.out_space.write(product, fmt)
 
     def __rmatmul__(self, x: object) -> NoReturn:
         """Refuse ``x @ A``, which has no format to answer in."""
@@ -198,7 +199,7 @@ class LinearOperator:
             stop = min(start + chunk_size, cols)
             units = dense.new_zeros(cols, stop - start)
             units[start:stop].fill_diagonal_(1.0)
-            dense[:, start:stop] = self._matmat(units)
+            dense[:, start:stop] = self @ units
         return dense
 
     def to_scipy(self, dtype: Any = None) -> SciPyLinearOperator:

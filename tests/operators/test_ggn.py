@@ -71,6 +71,27 @@ def test_a_loss_that_couples_the_outputs_of_a_datum(reduction: str) -> None:
     cases.assert_matches(operator.to_dense(), dense.ggn())
 
 
+def test_a_loss_that_couples_the_data_of_a_batch() -> None:
+    """A contrastive loss: every datum against every other, within the user's batches."""
+
+    def loss(prediction: Tensor, y: Tensor) -> Tensor:
+        similarity = prediction @ y.T
+        return -similarity.log_softmax(1).diagonal().sum()
+
+    case = cases.make("mse")
+    expected = torch.zeros(case.dim, case.dim, dtype=torch.float64)
+    hessian = torch.zeros_like(expected)
+    for batch in case.batches:
+        dense = truth.Dense(truth.module_predict(case.model), loss, case.params, [batch])
+        expected += dense.ggn()
+        hessian += dense.hessian()
+    problem = (case.model, loss, case.params, case.batches)
+    ggn = GGNLinearOperator(*problem, reduction="sum", merge_batches="auto")
+    cases.assert_matches(ggn.to_dense(), expected)
+    operator = HessianLinearOperator(*problem, reduction="sum", merge_batches="auto")
+    cases.assert_matches(operator.to_dense(), hessian)
+
+
 @pytest.mark.parametrize("sizes", [(8,), (1,) * 8, (5, 3), (2, 6)])
 def test_the_cut_and_the_order_do_not_matter(sizes: tuple[int, ...], reduction: str) -> None:
     case = cases.make("ce-weight-mask", reduction)

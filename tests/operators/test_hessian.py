@@ -69,6 +69,58 @@ def test_follows_the_modules_own_parameters() -> None:
     cases.assert_matches(operator.to_dense(), case.truth.hessian())
 
 
+def test_scalar_parameters_and_more_columns_than_parameters() -> None:
+    """A 0-dim parameter is a block of shape ``[]``, or ``[K]`` with columns."""
+
+    def model(params: dict[str, torch.Tensor], X: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(params["scale"] * X @ params["w"])
+
+    params = {
+        "scale": torch.tensor(0.7, dtype=torch.float64),
+        "w": cases.randn(3, 2, seed=3),
+    }
+    batches = cases.cut(cases.randn(8, 3, seed=1), cases.randn(8, 2, seed=2))
+    dense = truth.Dense(model, nn.MSELoss(), params, batches).hessian()
+    operator = HessianLinearOperator(model, nn.MSELoss(), params, batches, **cases.UNMERGED)
+    cases.assert_matches(operator.to_dense(), dense)
+    x = cases.randn(7, 12, seed=4)
+    cases.assert_matches(operator @ x, dense @ x)
+    answer = operator @ {"scale": x[0], "w": x[1:].reshape(3, 2, 12)}
+    assert answer["scale"].shape == (12,)
+    cases.assert_matches(answer["scale"], dense[0] @ x)
+    cases.assert_matches(answer["w"].reshape(6, 12), dense[1:] @ x)
+    scale, w = operator @ [x[0, 0], x[1:, 0].reshape(3, 2)]
+    assert scale.shape == ()
+    cases.assert_matches(scale, dense[0] @ x[:, 0])
+    cases.assert_matches(w.reshape(6), dense[1:] @ x[:, 0])
+
+
+def test_parameters_and_data_in_any_memory_layout() -> None:
+    case = cases.make("ce-conv")
+    params = {n: _strided(p) for n, p in case.params.items()}
+    assert not all(p.is_contiguous() for p in params.values())
+    batches = [(X.to(memory_format=torch.channels_last), y) for X, y in case.batches]
+    operator = HessianLinearOperator(case.model, case.loss, params, batches)
+    cases.assert_matches(operator.to_dense(), case.truth.hessian())
+    x = case.vectors(6)[:, ::2]
+    cases.assert_matches(operator @ x, case.truth.hessian() @ x)
+    blocks = [_strided(p.double()) for p in case.params.values()]
+    flat = torch.cat([b.reshape(-1) for b in blocks])
+    answer = torch.cat([b.reshape(-1) for b in operator @ blocks])
+    cases.assert_matches(answer, case.truth.hessian() @ flat)
+
+
+def _strided(p: torch.Tensor) -> torch.Tensor:
+    """The same values, every other element of a larger tensor, axes stored in reverse."""
+    wide = torch.zeros(*p.T.shape, 2, dtype=p.dtype) if p.ndim == 2 else None
+    if wide is None:
+        wide = torch.zeros(*p.shape, 2, dtype=p.dtype)
+        wide[..., 0] = p
+        return wide[..., 0]
+    wide[..., 0] = p.T
+    return wide[..., 0].T
+
+
 # Known answers -----------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from curvops import EmpiricalRisk, GGNLinearOperator, HessianLinearOperator
-from curvops.errors import DifferentiationError, InputError
+from curvops.errors import DeterminismError, DifferentiationError, InputError
 from tests import cases, truth
 
 CLASSES = 3
@@ -33,10 +33,10 @@ CLASSES = 3
 class OneStep(nn.Module):
     """A recurrent layer and a readout of its last state."""
 
-    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+    def __init__(self, kind: type[nn.RNNBase], head: int = 2, **options: Any) -> None:
         super().__init__()
         self.cell = kind(2, 2, batch_first=True, **options)
-        self.head = nn.Linear(2 * (1 + bool(options.get("bidirectional"))), CLASSES)
+        self.head = nn.Linear(head, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.cell(x)[0][:, -1])
@@ -189,6 +189,49 @@ class FromDict(nn.Module):
         return self.head(torch.tanh(self.left(left) + self.right(right)) * scale)
 
 
+class Collections(nn.Module):
+    """Parameters in lists and dicts, and a scalar one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listed = nn.ParameterList([nn.Parameter(torch.ones(3, 2)) for _ in range(2)])
+        self.named = nn.ParameterDict({"out": nn.Parameter(torch.ones(2, CLASSES))})
+        self.temperature = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(x @ self.listed[0]) * torch.sigmoid(x @ self.listed[1])
+        return self.temperature.exp() * hidden @ self.named["out"]
+
+
+class PartlyFrozen(nn.Module):
+    """A part of the forward pass under ``no_grad``: its parameters count as constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Linear(3, 3), cases.mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = torch.tanh(self.features(x))
+        return self.head(x)
+
+
+class InPlace(nn.Module):
+    """In-place arithmetic on what the model computed itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(3, 4), nn.Linear(4, CLASSES)
+        self.rectify = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h += torch.tanh(h)
+        h = self.rectify(h) + 0.1
+        h[:, 0] = torch.tanh(h[:, 1])
+        return self.head(h)
+
+
 def _warmed_up(model: nn.Module, x: Tensor) -> nn.Module:
     """Give batch norm running statistics other than zero and one."""
     model.train()
@@ -312,7 +355,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "rnn": (lambda: OneStep(nn.RNN), cases.randn(6, 3, 2, seed=1)),
     "lstm": (lambda: OneStep(nn.LSTM), cases.randn(6, 3, 2, seed=1)),
     "lstm-bidirectional": (
-        lambda: OneStep(nn.LSTM, bidirectional=True),
+        lambda: OneStep(nn.LSTM, head=4, bidirectional=True),
         cases.randn(6, 3, 2, seed=1),
     ),
     "gru": (lambda: OneStep(nn.GRU), cases.randn(6, 3, 2, seed=1)),
@@ -321,6 +364,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "called-several-times": (CalledTwice, VECTORS),
     "unused": (WithUnused, VECTORS),
     "dict-batches": (FromDict, NESTED),
+    "parameter-collections": (Collections, VECTORS),
+    "partly-frozen": (PartlyFrozen, VECTORS),
+    "in-place": (InPlace, VECTORS),
+    "rnn-deep-projected": (
+        lambda: OneStep(nn.LSTM, num_layers=2, proj_size=1, head=1),
+        cases.randn(6, 3, 2, seed=1),
+    ),
 }
 
 
@@ -424,6 +474,26 @@ def test_unused_parameters_have_zero_rows() -> None:
         assert matrix[:start, :start].abs().max() > 1e-3
 
 
+def test_weight_norm() -> None:
+    """Parametrised weights. GGN only: torch's second derivative of weight norm is wrong on CPU
+    (``gradgradcheck`` says so), so there is no truth for the Hessian."""
+    with cases.seeded(0):
+        linear = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+        model = nn.Sequential(linear, nn.Tanh(), nn.Linear(4, CLASSES)).double()
+    params = cases.perturbed(model)
+    g, v = (f"0.parametrizations.weight.original{i}" for i in (0, 1))
+
+    def predict(p: Any, x: Tensor) -> Tensor:
+        weight = p[g] * p[v] / p[v].norm(dim=1, keepdim=True)
+        return torch.tanh(x @ weight.T + p["0.bias"]) @ p["2.weight"].T + p["2.bias"]
+
+    loss, batches = nn.CrossEntropyLoss(), [(VECTORS, cases.randint(CLASSES, 6, seed=2))]
+    dense = truth.Dense(predict, loss, params, batches)
+    operator = GGNLinearOperator(model, loss, params, batches)
+    cases.assert_matches(operator.to_dense(), dense.ggn())
+    cases.assert_matches(operator.risk.gradient(), dense.gradient())
+
+
 def test_only_unused_parameters_cannot_be_told_from_a_detached_model() -> None:
     model, loss, params, batches = _build("unused")
     given = {name: p for name, p in params.items() if name.startswith("unused")}
@@ -462,6 +532,110 @@ def test_parameters_that_some_batches_do_not_use() -> None:
         ggn = GGNLinearOperator(model, loss, given, batches)
         cases.assert_matches(ggn.to_dense(), dense.ggn() / 7)
         cases.assert_matches(hessian.risk.gradient(), dense.gradient() / 7)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_reentrant_checkpointing_is_refused_with_the_remedy() -> None:
+    class Reentrant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.head = nn.Linear(3, 3), nn.Linear(3, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.tanh(self.head(x))
+            return self.head(checkpoint(self.block, hidden, use_reentrant=True))
+
+    model = Reentrant().double()
+    batches = [(VECTORS, cases.randint(CLASSES, 6, seed=2))]
+    with pytest.raises(DifferentiationError, match="use_reentrant=False"):
+        HessianLinearOperator(model, nn.CrossEntropyLoss(), model, batches)
+
+
+def test_operations_without_a_second_derivative_are_refused() -> None:
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return 3 * x**2 * g
+
+    class Once(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Cube.apply(self.head(x))
+
+    model = Once().double()
+    batches = [(VECTORS, cases.randint(CLASSES, 6, seed=2))]
+    with pytest.raises(DifferentiationError, match="Cube"):
+        HessianLinearOperator(model, nn.CrossEntropyLoss(), model, batches)
+    operator = GGNLinearOperator(model, nn.CrossEntropyLoss(), model, batches)
+    with pytest.raises(DifferentiationError, match="Cube"):
+        operator @ cases.randn(operator.shape[1], seed=1)
+
+
+def test_a_wrong_second_derivative_of_torch_is_refused() -> None:
+    """torch's double backward of weight normalisation is not symmetric on the CPU."""
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    model = nn.Sequential(normed, nn.Tanh(), nn.Linear(4, CLASSES)).double()
+    batches = [(VECTORS, cases.randint(CLASSES, 6, seed=2))]
+    with pytest.raises(DifferentiationError, match="not symmetric"):
+        HessianLinearOperator(model, nn.CrossEntropyLoss(), model, batches)
+
+
+def test_inference_mode_around_a_product_changes_nothing() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, CLASSES)).double()
+    batches = [(VECTORS, cases.randint(CLASSES, 6, seed=2))]
+    expected = HessianLinearOperator(model, nn.CrossEntropyLoss(), model, batches).to_dense()
+    with torch.inference_mode():
+        operator = HessianLinearOperator(model, nn.CrossEntropyLoss(), model, batches)
+        inside = operator @ torch.eye(operator.shape[1], dtype=torch.float64)
+        gradient = operator.risk.gradient()
+    cases.assert_matches(inside, expected)
+    cases.assert_matches(gradient, operator.risk.gradient())
+
+
+@pytest.mark.parametrize("data", ["list", "loader"])
+def test_a_model_that_writes_to_its_input(data: str) -> None:
+    """Right, or refused by name; never a number that changes from product to product."""
+
+    class Greedy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = cases.mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.mul_(1.5))
+
+    class Source:
+        def __iter__(self) -> Iterator[Any]:
+            return iter([(VECTORS.clone(), y)])
+
+    y = cases.randint(CLASSES, 6, seed=2)
+    with cases.seeded(0):
+        model = Greedy().double()
+    params, loss = cases.perturbed(model), nn.CrossEntropyLoss()
+    source: Any = [(VECTORS.clone(), y)] if data == "list" else Source()
+
+    def predict(p: Any, x: Tensor) -> Tensor:
+        hidden = torch.tanh(1.5 * x @ p["net.0.weight"].T + p["net.0.bias"])
+        return hidden @ p["net.2.weight"].T + p["net.2.bias"]
+
+    dense = truth.Dense(predict, loss, params, [(VECTORS, y)])
+    try:
+        operator = HessianLinearOperator(model, loss, params, source)
+        for _ in range(2):
+            cases.assert_matches(operator.to_dense(), dense.hessian())
+    except DeterminismError as refusal:
+        assert "place" in str(refusal) or "input" in str(refusal)  # noqa: PT017
 
 
 def test_mixed_requires_grad() -> None:

@@ -1,0 +1,30 @@
+"""Pictures: one a file, results or arrays in, matplotlib axes out.
+
+Each function draws into ``ax``, or into a new figure, and returns the axes. Colours follow
+:func:`theme`: light by default, ``with curvops.plotting.theme("dark"):`` for dark paper.
+matplotlib comes with the extra ``plot`` and is imported when the first picture is drawn.
+"""
+
+from __future__ import annotations
+
+from curvops.plotting.line import line
+from curvops.plotting.logdet import logdet
+from curvops.plotting.scree import scree
+from curvops.plotting.spectrum import spectrum
+from curvops.plotting.style import DARK, LIGHT, Theme, new_axes, theme
+from curvops.plotting.timing import timing
+from curvops.plotting.volume_terms import volume_terms
+
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "Theme",
+    "line",
+    "logdet",
+    "new_axes",
+    "scree",
+    "spectrum",
+    "theme",
+    "timing",
+    "volume_terms",
+]
