@@ -103,7 +103,7 @@ class BatchStream:
         self._batch_size_fn = batch_size_fn or leading_size
         self._check_finite = check_finite
         self._rng = PrivateRNG(seed=0)
-        self._merge_limit = 0
+        self._size_of_batches = 0
         self._fingerprints: list[bytes] | None = [] if verify else None
         self._cache: list[Batch] | None = []
         self.sizes: list[int] = []
@@ -121,25 +121,32 @@ class BatchStream:
         return self._cache is not None
 
     def __len__(self) -> int:
-        """Return the number of batches, those without data left out."""
-        return len(self.sizes)
+        """Return the number of batches of a pass (at least, where shapes keep them apart)."""
+        if self._cache is not None:
+            return len(self._cache)
+        size = self._size_of_batches
+        return -(-self.num_data // size) if size else len(self.sizes)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches, always the same ones in the same order."""
         if self._cache is not None:
             self._check_cache_unchanged()
             yield from self._cache
-        elif self._merge_limit:
-            yield from _merged(self._read_again(), self._merge_limit)
+        elif self._size_of_batches:
+            yield from _recut(self._read_again(), self._size_of_batches)
         else:
             yield from self._read_again()
 
-    def merge(self, limit: int) -> None:
-        """Join adjacent batches up to ``limit`` data each, where their shapes allow it."""
-        self._merge_limit = limit
+    def recut(self, limit: int) -> None:
+        """Re-cut the data to batches of equal size, at most ``limit`` data each.
+
+        The last one may be smaller, so that there are at most two shapes; batches of other
+        shapes stay apart.
+        """
+        self._size_of_batches = -(-self.num_data // -(-self.num_data // limit))
         if self._cache is not None:
             with torch.inference_mode(False):
-                self._cache = list(_merged(iter(self._cache), limit))
+                self._cache = list(_recut(iter(self._cache), self._size_of_batches))
             self._versions = [_versions(b) for b in self._cache]
 
     def _scan(self, cache_bytes: int, inspect: Callable[[Batch], None]) -> None:
@@ -293,25 +300,28 @@ def _fingerprint(nest: Any) -> bytes:
     return digest.digest()
 
 
-def _merged(batches: Iterator[Batch], limit: int) -> Iterator[Batch]:
-    """Join adjacent batches greedily up to ``limit`` data."""
-    group: list[Batch] = []
+def _recut(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
+    """Re-cut batches to ``size`` data each, the last one (before a change of shape) smaller."""
+    waiting: list[Batch] = []
     index = 0
     for batch in batches:
-        if group and not _fits(group, batch, limit):
-            yield _join(index, group)
-            index += 1
-            group = []
-        group.append(batch)
-    if group:
-        yield _join(index, group)
+        if waiting and not _fit_together(waiting[0], batch):
+            yield _join(index, waiting)
+            index, waiting = index + 1, []
+        waiting.append(batch)
+        if sum(b.size for b in waiting) >= size:
+            whole = _join(index, waiting)
+            stop = whole.size - whole.size % size
+            for start in range(0, stop, size):
+                yield _slice(index, whole, start, start + size)
+                index += 1
+            waiting = [_slice(index, whole, stop, whole.size)] if stop < whole.size else []
+    if waiting:
+        yield _join(index, waiting)
 
 
-def _fits(group: list[Batch], batch: Batch, limit: int) -> bool:
-    if sum(b.size for b in group) + batch.size > limit:
-        return False
-    pair, sizes = (group[0], batch), (group[0].size, batch.size)
-    return can_concatenate([(b.X, b.y) for b in pair], sizes)
+def _fit_together(a: Batch, b: Batch) -> bool:
+    return can_concatenate([(a.X, a.y), (b.X, b.y)], (a.size, b.size))
 
 
 def _join(index: int, group: list[Batch]) -> Batch:
@@ -319,3 +329,10 @@ def _join(index: int, group: list[Batch]) -> Batch:
         return Batch(index, group[0].X, group[0].y, group[0].size)
     X, y = concatenate([b.X for b in group]), concatenate([b.y for b in group])
     return Batch(index, X, y, sum(b.size for b in group))
+
+
+def _slice(index: int, batch: Batch, start: int, stop: int) -> Batch:
+    if stop - start == batch.size:
+        return Batch(index, batch.X, batch.y, batch.size)
+    X, y = (map_tensors(lambda t: t[start:stop], nest) for nest in (batch.X, batch.y))
+    return Batch(index, X, y, stop - start)

@@ -87,7 +87,7 @@ class Passes:
     @property
     def num_batches(self) -> int:
         """Number of batches that a pass visits."""
-        return sum(1 for _ in self._data) if self._data.is_cached else len(self._data)
+        return len(self._data)
 
     @property
     def normalizer(self) -> float:

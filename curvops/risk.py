@@ -51,9 +51,9 @@ class EmpiricalRisk(Passes):
         weight_decay: λ ≥ 0, adds (λ/2)‖θ‖² to the risk and λI to its curvature.
         cache_data: Device memory for keeping the data, in bytes or as ``"1GiB"``. Data beyond
             it are read again for every pass and checked against fingerprints.
-        merge_batches: Join adjacent batches: up to this many data each, ``"auto"`` for a size
-            that is fast, or ``False``. Batches whose predictions depend on one another are
-            never merged.
+        merge_batches: Re-cut the data to batches of equal size: at most this many data each,
+            ``"auto"`` for a size that is fast, or ``False``. Batches whose predictions depend
+            on one another are never re-cut.
         check_deterministic: Refuse models that answer differently the second time, and data
             that change. Costs at most the forward passes of two batches (and hashing of what
             is re-read).
@@ -125,7 +125,9 @@ class EmpiricalRisk(Passes):
         if num_data is not None and num_data != self.num_data:
             raise DataError(f"num_data={num_data}, but the data hold {self.num_data}.")
         if limit != 0:
-            self._data.merge(merge_limit(self._model, self._loss, self.params, self._data, limit))
+            size = merge_limit(self._model, self._loss, self.params, self._data, limit)
+            if size:
+                self._data.recut(size)
         if self.normalizer <= 0.0:
             raise DataError(
                 "no batch has a valid target, so there is nothing to average over (Z = 0)."

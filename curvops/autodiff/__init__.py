@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from curvops.autodiff.keeper import Columns, Keep, Keeper, Keeping
+from curvops.autodiff.keeper import Keeper
+from curvops.autodiff.keeping import Columns, Keep, Keeping
 from curvops.autodiff.linearization import Blocks, Linearization
 from curvops.autodiff.memory import is_out_of_memory
 from curvops.autodiff.model import Forward, FunctionalModel, unwrap

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +24,10 @@ from curvops.nesting import leaves, map_tensors, tensors_of
 class BatchMap(Protocol):
     """v ↦ A_b v."""
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether no parameter has an influence on this batch."""
+
     def one(self, v: Blocks) -> Blocks:
         """Multiply one vector, given as one tensor per parameter."""
 
@@ -38,7 +45,6 @@ class GraphMap:
 
     @property
     def is_constant(self) -> bool:
-        """Whether no parameter has an influence on this batch."""
         return self._lin.is_constant
 
     def one(self, v: Blocks) -> Blocks:
@@ -49,7 +55,8 @@ class GraphMap:
     def many(self, v: Blocks) -> Blocks:
         if not self.is_built:  # graphs must not be built inside vmap
             self.one([t[0] for t in v])
-        return list(vmap(lambda *t: tuple(self.one(list(t))))(*v))
+        with without_fallback_warnings():
+            return list(vmap(lambda *t: tuple(self.one(list(t))))(*v))
 
 
 class ResidualMap:
@@ -58,20 +65,30 @@ class ResidualMap:
     def __init__(self, split: SplitProduct, residuals: list[Tensor]) -> None:
         self._split = split
         self._residuals = residuals
-        self._in_dims = (None,) * len(residuals) + (0,) * split.num_vector
 
     def one(self, v: Blocks) -> Blocks:
         with torch.no_grad():
             return list(self._split.tangent(*self._residuals, *v))
 
+    @property
+    def is_constant(self) -> bool:
+        return self._split.is_constant
+
     def many(self, v: Blocks) -> Blocks:
-        with torch.no_grad():
-            product = vmap(self._split.tangent, in_dims=self._in_dims)(*self._residuals, *v)
-        return list(product)
+        with torch.no_grad(), without_fallback_warnings():
+            return list(self._split.block(*self._residuals, *v))
 
     def num_bytes(self, shared: Sequence[Tensor]) -> int:
         """Bytes of the residuals that ``shared`` does not hold already."""
         return storage_bytes(self._residuals, shared)
+
+
+@contextmanager
+def without_fallback_warnings() -> Iterator[None]:
+    """Silence vmap where it loops by itself: whether it pays is measured anyway."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        yield
 
 
 class ForwardOverReverse(Linearization):
@@ -142,7 +159,8 @@ class Tracer:
         if not self.compiled:
             return split
         # Only the tangent graph: the primal one runs once per batch.
-        return SplitProduct(split.primal, torch.compile(split.tangent), split.num_vector)
+        compiled = torch.compile(split.tangent), torch.compile(split.block)
+        return replace(split, tangent=compiled[0], block=compiled[1])
 
     def _split(
         self, params: Blocks, batch: Batch, inputs: list[Tensor], num_extras: int

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from curvops.autodiff.batch_maps import BatchMap, GraphMap, ResidualMap, Tracer
+from curvops.autodiff.keeping import Keeping
 from curvops.autodiff.linearization import Blocks, Linearization
 from curvops.autodiff.measure import can_compile, interleaved_medians, synchronize
 from curvops.autodiff.memory import available_bytes, is_out_of_memory
@@ -32,8 +33,6 @@ from curvops.errors import DifferentiationError, InputError
 from curvops.losses import Loss
 from curvops.nesting import tensors_of
 
-Keep = Literal["auto", "residuals", "graph", "nothing"]
-Columns = Literal["auto", "loop", "vmap"] | int
 Form = Literal["graph", "residuals"]
 
 _TRACE_SECONDS = 2.0
@@ -42,41 +41,6 @@ _GAIN = 0.25
 """What tracing or compiling may be expected to save of a product."""
 _BLOCK = 8
 """Columns that go through vmap together: enough to fill matrix units, flat in memory."""
-
-
-@dataclass(frozen=True)
-class Keeping:
-    """How products are kept; every choice can be fixed by hand.
-
-    Attributes:
-        keep: ``"residuals"``, ``"graph"``, ``"nothing"``, or ``"auto"``.
-        columns: ``"loop"``, ``"vmap"``, a number of columns per vmap, or ``"auto"``.
-        memory_budget: Bytes that what is kept may take, or text such as ``"2GB"``; half of the
-            device's free memory by default.
-        compile: Compile the tangent graphs (kept residuals only), or ``"auto"``.
-    """
-
-    keep: Keep = "auto"
-    columns: Columns = "auto"
-    memory_budget: int | str | None = None
-    compile: bool | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        """Validate the choices."""
-        if self.keep not in ("auto", "residuals", "graph", "nothing"):
-            raise InputError(
-                f'keep must be "auto", "residuals", "graph" or "nothing", got {self.keep!r}.'
-            )
-        width = self.columns
-        positive = isinstance(width, int) and not isinstance(width, bool) and width > 0
-        if not positive and width not in ("auto", "loop", "vmap"):
-            raise InputError(
-                f'columns must be "auto", "loop", "vmap" or a positive number, got {width!r}.'
-            )
-        if self.memory_budget is not None:
-            parse_bytes(self.memory_budget, "memory_budget")
-        if self.compile not in (True, False, "auto"):
-            raise InputError(f'compile must be True, False or "auto", got {self.compile!r}.')
 
 
 @dataclass
@@ -167,7 +131,7 @@ class Keeper:
         with closing(self._maps(params, batches, num_batches, len(columns))) as maps:
             for batch, batch_map in maps:
                 self._multiply(batch, batch_map, columns, blocks, add)
-                constant = constant and isinstance(batch_map, GraphMap) and batch_map.is_constant
+                constant = constant and batch_map.is_constant
                 del batch_map
         if constant:
             raise DifferentiationError(
@@ -201,27 +165,31 @@ class Keeper:
         stream = self._product.extras()
         if kept.complete:
             stream.resume(kept.resume)
-        prefix = len(kept.maps)
-        with self._model.at(kept.params) as predict:
-            for i, batch in enumerate(batches):
-                if i < prefix:
-                    yield batch, kept.maps[i]
-                    continue
-                storing = keeping and not kept.complete
-                lin = Linearization(predict, self._loss, list(kept.params.values()), batch)
-                if storing and i == 0:
-                    kept.resume = stream.state()
-                    budget = self._budget(lin, num_batches)
-                extras = stream(lin)
-                if trial and i == 0:
-                    self._choose(lin, extras, num_batches, budget)
-                batch_map = self._build(lin, extras, storing)
-                if storing:
-                    self._store(kept, batch_map, lin, budget, stream)
-                del lin, extras
-                yield batch, batch_map
-                del batch_map
-        kept.complete = True
+        prefix, budget = len(kept.maps), 0
+        try:
+            with self._model.at(kept.params) as predict:
+                for i, batch in enumerate(batches):
+                    if i < prefix:
+                        yield batch, kept.maps[i]
+                        continue
+                    storing = keeping and not kept.complete
+                    lin = Linearization(predict, self._loss, list(kept.params.values()), batch)
+                    if storing and i == 0:
+                        kept.resume = stream.state()
+                        budget = self._budget(lin)
+                    extras = stream(lin)
+                    if trial and i == 0:
+                        self._choose(lin, extras, num_batches, budget)
+                    batch_map = self._build(lin, extras, storing)
+                    if storing:
+                        self._store(kept, batch_map, lin, budget, stream)
+                    del lin, extras
+                    yield batch, batch_map
+                    del batch_map
+            kept.complete = True
+        finally:
+            if not kept.complete:  # interrupted while building
+                self.release()
 
     def _pays_to_keep(self, num_columns: int) -> bool:
         """Keep from the second product on, or from the first if more are announced."""
@@ -303,7 +271,9 @@ class Keeper:
             size = batch_map.num_bytes(self._tracer.shared(lin.params, lin.batch))
         else:
             assert self._bytes_per_datum is not None
-            size = int(self._bytes_per_datum * lin.batch.size)
+            # The graph of the gradient (or of Jᵀu) ends in one tensor per parameter.
+            outputs = sum(p.numel() * p.element_size() for p in lin.params)
+            size = int(self._bytes_per_datum * lin.batch.size) + outputs
         if kept.num_bytes + size > budget:
             kept.complete = True
             return
@@ -311,7 +281,7 @@ class Keeper:
         kept.num_bytes += size
         kept.resume = stream.state()
 
-    def _budget(self, lin: Linearization, num_batches: int) -> int:
+    def _budget(self, lin: Linearization) -> int:
         """Return the bytes that may be kept: the budget less what one batch needs alive."""
         per_batch = self._graph_bytes(lin)
         self._bytes_per_datum = per_batch / lin.batch.size
@@ -390,10 +360,19 @@ class Keeper:
 def _key(params: dict[str, Tensor], model: FunctionalModel) -> Any:
     """Return what changes whenever the tensors that a product depends on do.
 
-    Version counters see every update in place except those through ``.data``; the norms see
-    those.
+    Version counters see every update in place except those through ``.data``; the sums see
+    those, changes of sign and order included.
     """
     tensors = [*params.values(), *model.fixed().values()]
-    floating = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
-    norms = torch.stack([n.double() for n in torch._foreach_norm(floating)]).tolist()
-    return [(t.data_ptr(), t._version) for t in tensors], norms
+    sums = [_weighted_sum(t.detach().reshape(-1)) for t in tensors if t.is_floating_point()]
+    return [(t.data_ptr(), t._version) for t in tensors], torch.stack(sums).tolist()
+
+
+def _weighted_sum(flat: Tensor) -> Tensor:
+    """Return a sum with weights that repeat after a prime number of elements; one read."""
+    period = 251
+    weights = torch.arange(1, period + 1, dtype=torch.float32, device=flat.device)
+    body = flat[: flat.numel() // period * period].reshape(-1, period)
+    tail = flat[body.numel() :]
+    sums = body.sum(0, dtype=torch.float32) @ weights
+    return sums + tail.float() @ weights[: tail.numel()]

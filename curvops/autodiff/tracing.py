@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._functorch.compile_utils import fx_graph_cse
-from torch.func import functionalize
+from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from curvops.autodiff.linearization import Blocks
@@ -47,12 +47,14 @@ class SplitProduct:
     Attributes:
         primal: ``(*inputs) -> residuals``.
         tangent: ``(*residuals, *vector) -> product``.
-        num_vector: Number of tensors of a vector.
+        block: The same for vectors stacked on a leading axis.
+        is_constant: Whether the product does not depend on the vector: it is zero.
     """
 
     primal: Callable[..., Sequence[Tensor]]
     tangent: Callable[..., Sequence[Tensor]]
-    num_vector: int
+    block: Callable[..., Sequence[Tensor]]
+    is_constant: bool
 
     def residuals(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run the primal graph."""
@@ -76,14 +78,28 @@ def trace(
         RuntimeError: If the function cannot be traced, for example because its control flow
             depends on values. torch raises other exceptions too.
     """
+    zeros: Any = {_aten._efficientzerotensor.default: _zeros}
     arguments = [t.detach() for t in (*inputs, *vector)]
-    graph_module = make_fx(product)(*arguments)
+    # Fake tensors have shapes but no values, so control flow that depends on values fails
+    # instead of being traced as it happened to go.
+    graph_module = make_fx(product, zeros, "fake", _allow_non_fake_inputs=True)(*arguments)
     if any(_mutates(node) for node in graph_module.graph.nodes):
-        graph_module = make_fx(functionalize(graph_module))(*arguments)
+        graph_module = make_fx(functionalize(graph_module), tracing_mode="fake")(*arguments)
         _forward_copies(graph_module.graph)
     graph = fx_graph_cse(graph_module.graph)
     graph.eliminate_dead_code()
     return _split(graph_module, graph, len(vector), lean)
+
+
+def _zeros(
+    size: Sequence[int],
+    dtype: torch.dtype | None = None,
+    layout: Any = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+) -> Tensor:
+    """Stand in for torch's zeros without storage, which crash when they are traced."""
+    return torch.zeros(size, dtype=dtype, device=device)
 
 
 def storage_bytes(tensors: Sequence[Any], shared: Sequence[Tensor] = ()) -> int:
@@ -102,10 +118,17 @@ def _forward_copies(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is not _aten.copy.default:
             continue
+        value = node.args[1]
         old, new = (n.meta.get("tensor_meta") for n in node.args[:2])
-        if old is not None and new is not None and (old.shape, old.dtype) == (new.shape, new.dtype):
-            node.replace_all_uses_with(node.args[1])
-            graph.erase_node(node)
+        if old is None or new is None or (old.shape, old.dtype) != (new.shape, new.dtype):
+            continue
+        if new.memory_format != torch.contiguous_format:  # which allows every view
+            with graph.inserting_before(node):
+                layout: dict[str, Any] = {"memory_format": torch.contiguous_format}
+                value = graph.call_function(_aten.clone.default, (value,), layout)
+                value.meta = dict(node.meta)
+        node.replace_all_uses_with(value)
+        graph.erase_node(node)
 
 
 def _mutates(node: fx.Node) -> bool:
@@ -151,7 +174,10 @@ def _split(root: fx.GraphModule, graph: fx.Graph, num_vector: int, lean: bool) -
             env[node] = after.node_copy(node, lambda n: env[n])
     after.output(fx.node.map_arg(output.args[0], lambda n: env[n]))
     after.eliminate_dead_code()
-    return SplitProduct(fx.GraphModule(root, primal), fx.GraphModule(root, after), num_vector)
+    constant = not any(user in tangent for node in vector for user in node.users)
+    one = fx.GraphModule(root, after)
+    block = vmap(one, in_dims=(None,) * len(crossing) + (0,) * num_vector)
+    return SplitProduct(fx.GraphModule(root, primal), one, block, constant)
 
 
 def _move_cut(crossing: list[fx.Node]) -> tuple[list[fx.Node], set[fx.Node]]:

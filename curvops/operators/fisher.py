@@ -48,7 +48,7 @@ class FisherMCLinearOperator(CurvatureLinearOperator):
         >>> model = nn.Linear(2, 3)
         >>> data = [(torch.randn(4, 2), torch.tensor([0, 1, 2, 1]))]
         >>> F = FisherMCLinearOperator(model, nn.CrossEntropyLoss(), model, data, seed=1)
-        >>> bool((F.to_dense() == F.to_dense()).all())
+        >>> torch.allclose(F.to_dense(), F.to_dense())
         True
     """
 
