@@ -175,7 +175,15 @@ class Passes:
             return [part.to(p.dtype) for part, p in zip(total.views_of(flat), params, strict=True)]
 
         with preserved_rng():
-            keeper.run(self.params, self._progress(), self.num_batches, vectors, blocks, total.add)
+            keeper.run(
+                self.params,
+                self._progress(),
+                self.num_batches,
+                self._data.is_cached,
+                vectors,
+                blocks,
+                total.add,
+            )
         return total.value.T / self.normalizer
 
     def squared_pullbacks(

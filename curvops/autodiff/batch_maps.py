@@ -13,12 +13,30 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from curvops.autodiff.linearization import Blocks, Linearization
+from curvops.autodiff.memory import is_out_of_memory
 from curvops.autodiff.model import FunctionalModel
 from curvops.autodiff.product import BlockMap, Product
-from curvops.autodiff.tracing import SplitProduct, storage_bytes, trace
+from curvops.autodiff.tracing import (
+    SplitProduct,
+    TracedProduct,
+    split,
+    storage_bytes,
+    trace,
+)
 from curvops.data import Batch
 from curvops.losses import Loss
 from curvops.nesting import leaves, map_tensors, tensors_of
+
+TRACE_ERRORS = (
+    RuntimeError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+)
+"""What torch raises where a model cannot be traced; anything else is the model's own error."""
 
 
 class BatchMap(Protocol):
@@ -62,8 +80,8 @@ class GraphMap:
 class ResidualMap:
     """Kept residuals: every product runs the tangent graph, plain tensor operations."""
 
-    def __init__(self, split: SplitProduct, residuals: list[Tensor]) -> None:
-        self._split = split
+    def __init__(self, halves: SplitProduct, residuals: list[Tensor]) -> None:
+        self._split = halves
         self._residuals = residuals
 
     def one(self, v: Blocks) -> Blocks:
@@ -136,44 +154,42 @@ class Tracer:
         self, model: FunctionalModel, loss: Loss | None, product: Product, names: Sequence[str]
     ) -> None:
         self._model, self._loss, self._product, self._names = model, loss, product, names
-        self._traced: dict[Any, SplitProduct] = {}
+        self._traced: dict[Any, TracedProduct] = {}
+        self._splits: dict[Any, SplitProduct] = {}
         self.lean = self.compiled = False
-
-    def shared(self, params: Blocks, batch: Batch) -> list[Tensor]:
-        """Return the tensors that are held anyway, whatever is kept."""
-        return [*params, *self._model.fixed().values(), *tensors_of((batch.X, batch.y))]
 
     def __call__(self, params: Blocks, batch: Batch, extras: Sequence[Tensor]) -> ResidualMap:
         """Return the map of a batch, tracing it if its shape is new."""
-        key = (self.lean, self.compiled, *_signature(batch), *(tuple(t.shape) for t in extras))
-        inputs = [*self.shared(params, batch), *extras]
-        if key not in self._traced:
-            self._traced[key] = self._trace(params, batch, inputs, len(extras))
-        split = self._traced[key]
-        return ResidualMap(split, split.residuals(inputs))
+        shape = (*_signature(batch), *(tuple(t.shape) for t in extras))
+        fixed = self._model.fixed().values()
+        inputs = [*params, *fixed, *tensors_of((batch.X, batch.y)), *extras]
+        if shape not in self._traced:
+            self._traced[shape] = self._trace(params, batch, inputs, len(extras))
+        key = (self.lean, self.compiled, *shape)
+        if key not in self._splits:
+            self._splits[key] = self._split(self._traced[shape])
+        return ResidualMap(self._splits[key], self._splits[key].residuals(inputs))
+
+    def _split(self, traced: TracedProduct) -> SplitProduct:
+        halves = split(traced, self.lean)
+        if not self.compiled:
+            return halves
+        # Only the tangent graph: the primal one runs once per batch.
+        one, block = torch.compile(halves.tangent), torch.compile(halves.block)
+        return replace(halves, tangent=one, block=block)
 
     def _trace(
         self, params: Blocks, batch: Batch, inputs: list[Tensor], num_extras: int
-    ) -> SplitProduct:
-        split = self._split(params, batch, inputs, num_extras)
-        if not self.compiled:
-            return split
-        # Only the tangent graph: the primal one runs once per batch.
-        compiled = torch.compile(split.tangent), torch.compile(split.block)
-        return replace(split, tangent=compiled[0], block=compiled[1])
-
-    def _split(
-        self, params: Blocks, batch: Batch, inputs: list[Tensor], num_extras: int
-    ) -> SplitProduct:
+    ) -> TracedProduct:
         vector = [torch.ones_like(p) for p in params]
         try:
-            return trace(self._function(batch, num_extras, True), inputs, vector, self.lean)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
+            return trace(self._function(batch, num_extras, True), inputs, vector)
+        except TRACE_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
             # Forward mode does not reach everything (checkpointing, some kernels); reverse
             # over reverse does, or fails for good.
-            return trace(self._function(batch, num_extras, False), inputs, vector, self.lean)
+            return trace(self._function(batch, num_extras, False), inputs, vector)
 
     def _function(self, batch: Batch, num_extras: int, forward: bool) -> Callable[..., Blocks]:
         model, names, fixed_names = self._model, self._names, list(self._model.fixed())

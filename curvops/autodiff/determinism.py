@@ -149,8 +149,9 @@ def _saved_bytes(
     storages: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:
+        # The graph holds this function and what it returns, which must not hold the graph.
         storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
+        return t.detach()
 
     active = {name: p.detach().requires_grad_() for name, p in params.items()}
     own = {p.untyped_storage().data_ptr() for p in active.values()}

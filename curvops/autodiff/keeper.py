@@ -20,14 +20,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from curvops.autodiff.batch_maps import BatchMap, GraphMap, ResidualMap, Tracer
+from curvops.autodiff.batch_maps import TRACE_ERRORS, BatchMap, GraphMap, ResidualMap, Tracer
 from curvops.autodiff.keeping import Keeping
 from curvops.autodiff.linearization import Blocks, Linearization
 from curvops.autodiff.measure import can_compile, interleaved_medians, synchronize
 from curvops.autodiff.memory import available_bytes, is_out_of_memory
 from curvops.autodiff.model import FunctionalModel
 from curvops.autodiff.product import ExtraStream, Product
-from curvops.autodiff.tracing import storage_bytes
 from curvops.data import Batch, parse_bytes
 from curvops.errors import DifferentiationError, InputError
 from curvops.losses import Loss
@@ -78,6 +77,7 @@ class Keeper:
         self._seconds = 0.0
         self._bytes_per_datum: float | None = None
         self._widths: dict[int, float] = {}
+        self._data_is_held = True
 
     def prepare(self, num_products: int) -> None:
         """Announce how many columns will be multiplied, so that set-up can pay."""
@@ -104,13 +104,14 @@ class Keeper:
     @property
     def form(self) -> str:
         """What is kept now: ``"residuals"``, ``"graph"`` or ``"nothing"``."""
-        return "nothing" if self._kept is None else self._form
+        return self._form if self._kept is not None and self._kept.maps else "nothing"
 
     def run(
         self,
         params: dict[str, Tensor],
         batches: Iterable[Batch],
         num_batches: int,
+        data_is_held: bool,
         columns: Tensor,
         blocks: Callable[[Tensor], Blocks],
         add: Callable[[int, int, Blocks], None],
@@ -121,6 +122,7 @@ class Keeper:
             params: The current point.
             batches: One pass over the data.
             num_batches: How many there are.
+            data_is_held: Whether the batches stay in memory whatever is kept.
             columns: Vectors ``[K, P]``.
             blocks: Splits ``[P]`` or ``[c, P]`` into one tensor per parameter.
             add: Called with a range of columns and their product; where the range holds more
@@ -128,6 +130,7 @@ class Keeper:
         """
         start = time.perf_counter()
         constant = True
+        self._data_is_held = data_is_held
         with closing(self._maps(params, batches, num_batches, len(columns))) as maps:
             for batch, batch_map in maps:
                 self._multiply(batch, batch_map, columns, blocks, add)
@@ -208,9 +211,10 @@ class Keeper:
         if storing and self._form == "residuals":
             try:
                 return self._trace(lin, extras)
-            except Exception as error:
+            except TRACE_ERRORS as error:
                 if is_out_of_memory(error):
                     raise
+                _ = lin.prediction  # what this raises is the model's own error
                 if self.options.keep == "residuals":
                     raise DifferentiationError(
                         f"the product of this model cannot be traced ({error}). Use "
@@ -239,12 +243,12 @@ class Keeper:
             assert self._tracer is not None
             self._tracer.lean = True
             lean = self._trace(lin, extras)
-        except Exception as error:
+        except TRACE_ERRORS as error:
             if is_out_of_memory(error):
                 raise
+            _ = lin.prediction  # what this raises is the model's own error
             return
-        shared = self._tracer.shared(lin.params, lin.batch)
-        fits = full.num_bytes(shared) * num_batches <= budget
+        fits = full.num_bytes(self._shared(lin)) * num_batches <= budget
         if fits:
             candidates["residuals", False] = full
         candidates["residuals", True] = lean
@@ -267,14 +271,13 @@ class Keeper:
     ) -> None:
         """Keep a map if it fits; what is kept is a prefix of the batches."""
         if isinstance(batch_map, ResidualMap):
-            assert self._tracer is not None
-            size = batch_map.num_bytes(self._tracer.shared(lin.params, lin.batch))
+            size = batch_map.num_bytes(self._shared(lin))
         else:
             assert self._bytes_per_datum is not None
             # The graph of the gradient (or of Jᵀu) ends in one tensor per parameter.
             outputs = sum(p.numel() * p.element_size() for p in lin.params)
             size = int(self._bytes_per_datum * lin.batch.size) + outputs
-        if kept.num_bytes + size > budget:
+        if budget == 0 or kept.num_bytes + size > budget:
             kept.complete = True
             return
         kept.maps.append(batch_map)
@@ -293,18 +296,25 @@ class Keeper:
 
     def _graph_bytes(self, lin: Linearization) -> int:
         """Return the bytes that the kept graph of a batch holds, by building one."""
-        held: list[Tensor] = []
+        sizes: dict[int, int] = {}
 
         def pack(t: Tensor) -> Tensor:
-            held.append(t)
-            return t
+            # The graph holds this function and what it returns, which must not hold the graph.
+            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t.detach()
 
         probe = Linearization(lin.predict, self._loss, lin.params, lin.batch)
-        fixed = self._model.fixed().values()
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             chain = self._product.chain(probe, self._product.extras()(probe))
             chain([torch.zeros_like(p) for p in probe.params])
-        return storage_bytes(held, [*lin.params, *fixed, *tensors_of(lin.batch.X)])
+        for t in self._shared(lin):
+            sizes.pop(t.untyped_storage().data_ptr(), None)
+        return sum(sizes.values())
+
+    def _shared(self, lin: Linearization) -> list[Tensor]:
+        """Return the tensors that are held anyway, whatever is kept."""
+        data = tensors_of((lin.batch.X, lin.batch.y)) if self._data_is_held else []
+        return [*lin.params, *self._model.fixed().values(), *data]
 
     # ------------------------------------------------------------------ columns
 
@@ -330,9 +340,9 @@ class Keeper:
                 try:
                     add(first, len(chunk), batch_map.many(blocks(chunk)))
                 except (RuntimeError, NotImplementedError) as error:
-                    if is_out_of_memory(error) or self.options.columns not in ("auto", "vmap"):
+                    if is_out_of_memory(error):
                         raise
-                    self._widths[_BLOCK] = float("inf")  # some kernels cannot be vectorised
+                    self._widths[width] = float("inf")  # some kernels cannot be vectorised
                     width = 1
                     continue
             else:
@@ -347,10 +357,9 @@ class Keeper:
         """Return how many columns go through at a time: measured on the work itself."""
         if self.options.columns == "loop" or num_columns == 1:
             return 1
-        if isinstance(self.options.columns, int):
-            return self.options.columns
-        if self.options.columns == "vmap":
-            return _BLOCK if self._widths.get(_BLOCK) != float("inf") else 1
+        if self.options.columns != "auto":
+            width = _BLOCK if self.options.columns == "vmap" else self.options.columns
+            return width if self._widths.get(width) != float("inf") else 1
         for width in (_BLOCK, 1):
             if width not in self._widths:
                 return width
@@ -360,19 +369,22 @@ class Keeper:
 def _key(params: dict[str, Tensor], model: FunctionalModel) -> Any:
     """Return what changes whenever the tensors that a product depends on do.
 
-    Version counters see every update in place except those through ``.data``; the sums see
-    those, changes of sign and order included.
+    Version counters see every update in place except those through ``.data``; the checksums
+    see those.
     """
     tensors = [*params.values(), *model.fixed().values()]
-    sums = [_weighted_sum(t.detach().reshape(-1)) for t in tensors if t.is_floating_point()]
+    sums = [_checksum(t.detach().reshape(-1)) for t in tensors]
     return [(t.data_ptr(), t._version) for t in tensors], torch.stack(sums).tolist()
 
 
-def _weighted_sum(flat: Tensor) -> Tensor:
-    """Return a sum with weights that repeat after a prime number of elements; one read."""
-    period = 251
-    weights = torch.arange(1, period + 1, dtype=torch.float32, device=flat.device)
-    body = flat[: flat.numel() // period * period].reshape(-1, period)
-    tail = flat[body.numel() :]
-    sums = body.sum(0, dtype=torch.float32) @ weights
-    return sums + tail.float() @ weights[: tail.numel()]
+def _checksum(flat: Tensor) -> Tensor:
+    """Return an exact weighted sum of the bits, which any change of one element changes."""
+    # Words of at most 32 bits: their sums in 64 bits do not wrap, so no bit can get lost.
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
+    bits = flat.view(integer[flat.element_size()])
+    period = 251  # prime, so that rows and columns of usual sizes get different weights
+    weights = torch.arange(1, period + 1, device=flat.device)
+    body = bits[: bits.numel() // period * period].reshape(-1, period)
+    tail = bits[body.numel() :]
+    sums = (body.sum(0, dtype=torch.int64) * weights).sum()
+    return sums + (tail.long() * weights[: tail.numel()]).sum()

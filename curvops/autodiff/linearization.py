@@ -62,8 +62,7 @@ class Linearization:
         """f(θ, X), attached to the graph."""
         with torch.enable_grad():
             prediction = self.predict(self.batch.X)
-        if self.batch.index == 0:
-            refuse_once_differentiable(prediction)
+        refuse_once_differentiable(prediction)
         return prediction
 
     @property

@@ -62,17 +62,30 @@ class SplitProduct:
             return list(self.primal(*inputs))
 
 
+@dataclass(frozen=True)
+class TracedProduct:
+    """A whole product as one graph.
+
+    Attributes:
+        root: Holds the constants that the graph refers to.
+        graph: ``(*inputs, *vector) -> product``.
+        num_vector: Number of tensors of a vector.
+    """
+
+    root: fx.GraphModule
+    graph: fx.Graph
+    num_vector: int
+
+
 def trace(
-    product: Callable[..., Blocks], inputs: Sequence[Tensor], vector: Blocks, lean: bool = False
-) -> SplitProduct:
-    """Trace ``product(*inputs, *vector)`` and split it.
+    product: Callable[..., Blocks], inputs: Sequence[Tensor], vector: Blocks
+) -> TracedProduct:
+    """Trace ``product(*inputs, *vector)``.
 
     Args:
         product: A pure function of tensors that may differentiate inside.
         inputs: What the residuals depend on.
         vector: A vector, one tensor per parameter.
-        lean: Recompute cheap operations of other residuals in every product instead of
-            keeping their results: less memory.
 
     Raises:
         RuntimeError: If the function cannot be traced, for example because its control flow
@@ -84,11 +97,13 @@ def trace(
     # instead of being traced as it happened to go.
     graph_module = make_fx(product, zeros, "fake", _allow_non_fake_inputs=True)(*arguments)
     if any(_mutates(node) for node in graph_module.graph.nodes):
-        graph_module = make_fx(functionalize(graph_module), tracing_mode="fake")(*arguments)
+        graph_module = make_fx(
+            functionalize(graph_module), tracing_mode="fake", _allow_non_fake_inputs=True
+        )(*arguments)
         _forward_copies(graph_module.graph)
     graph = fx_graph_cse(graph_module.graph)
     graph.eliminate_dead_code()
-    return _split(graph_module, graph, len(vector), lean)
+    return TracedProduct(graph_module, graph, len(vector))
 
 
 def _zeros(
@@ -136,7 +151,15 @@ def _mutates(node: fx.Node) -> bool:
     return schema is not None and bool(schema.is_mutable)
 
 
-def _split(root: fx.GraphModule, graph: fx.Graph, num_vector: int, lean: bool) -> SplitProduct:
+def split(traced: TracedProduct, lean: bool = False) -> SplitProduct:
+    """Cut a traced product at the vector.
+
+    Args:
+        traced: The product.
+        lean: Recompute cheap operations of other residuals in every product instead of
+            keeping their results: less memory.
+    """
+    root, graph, num_vector = traced.root, traced.graph, traced.num_vector
     nodes = list(graph.nodes)
     placeholders = [n for n in nodes if n.op == "placeholder"]
     output = next(n for n in nodes if n.op == "output")
