@@ -184,7 +184,7 @@ class Passes:
                 blocks,
                 total.add,
             )
-        return total.value.T / self.normalizer
+        return total.value.div_(self.normalizer).T
 
     def squared_pullbacks(
         self, roots: Callable[[Tensor, Any], Iterable[tuple[Tensor, Tensor | None]]]

@@ -201,7 +201,8 @@ def check_real(x: Tensor, what: str) -> None:
 
 def check_finite(x: Tensor, what: str) -> None:
     """Raise :class:`NonFiniteError` if ``x`` holds NaN or infinity."""
-    if not bool(torch.isfinite(x).all()):
+    # A finite sum of finite numbers may overflow, so only a non-finite one is looked into.
+    if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
         bad = x.numel() - int(torch.isfinite(x).sum())
         raise NonFiniteError(f"{what} holds {bad} non-finite values (NaN or infinity).")
 
@@ -273,9 +274,10 @@ class BlockSum:
 
     def __init__(self, space: Space, like: Tensor) -> None:
         self._space = space
-        self._total = CompensatedSum(like)
+        self._dtype = like.dtype
+        self._total: CompensatedSum | None = None
         dtype = torch.promote_types(like.dtype, torch.float32)
-        self._buffer = torch.zeros_like(like, dtype=dtype)
+        self._buffer = torch.empty_like(like, dtype=dtype)
         self._views: dict[tuple[int, int], list[Tensor]] = {}
         self._terms = 0
 
@@ -294,7 +296,10 @@ class BlockSum:
         if (first, count) not in self._views:
             part = self._buffer[first] if count == 1 else self._buffer[first : first + count]
             self._views[first, count] = self.views_of(part)
-        torch._foreach_add_(self._views[first, count], list(blocks))
+        if self._terms == 1:
+            torch._foreach_copy_(self._views[first, count], list(blocks))
+        else:
+            torch._foreach_add_(self._views[first, count], list(blocks))
 
     def views_of(self, flat: Tensor) -> list[Tensor]:
         """Split ``[P]`` into views ``[*shape]``, or ``[c, P]`` into views ``[c, *shape]``."""
@@ -305,12 +310,15 @@ class BlockSum:
 
     @property
     def value(self) -> Tensor:
-        """The sums so far, ``[K, P]``."""
+        """The sums so far, ``[K, P]``; nothing can be added afterwards."""
+        if self._total is None:
+            return (self._buffer if self._terms else self._buffer.zero_()).to(self._dtype)
         self._flush()
-        return self._total.value
+        return self._total.value.to(self._dtype)
 
     def _flush(self) -> None:
+        if self._total is None:
+            self._total = CompensatedSum(self._buffer)
         if self._terms:
             self._total.add(self._buffer)
-            self._buffer.zero_()
             self._terms = 0

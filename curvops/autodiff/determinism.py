@@ -150,7 +150,8 @@ def _saved_bytes(
 
     def pack(t: Tensor) -> Tensor:
         # The graph holds this function and what it returns, which must not hold the graph.
-        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        if t.layout is torch.strided:
+            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t.detach()
 
     active = {name: p.detach().requires_grad_() for name, p in params.items()}

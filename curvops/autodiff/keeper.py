@@ -153,7 +153,7 @@ class Keeper:
         num_batches: int,
         num_columns: int,
     ) -> Generator[tuple[Batch, BatchMap], None, None]:
-        key = _key(params, self._model)
+        key = None if self._streaming else _key(params, self._model)
         if self._kept is not None and self._kept.key != key:
             self.release()
         keeping = not self._streaming and self._pays_to_keep(num_columns)
@@ -300,7 +300,8 @@ class Keeper:
 
         def pack(t: Tensor) -> Tensor:
             # The graph holds this function and what it returns, which must not hold the graph.
-            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            if t.layout is torch.strided:
+                sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
             return t.detach()
 
         probe = Linearization(lin.predict, self._loss, lin.params, lin.batch)
@@ -314,7 +315,8 @@ class Keeper:
     def _shared(self, lin: Linearization) -> list[Tensor]:
         """Return the tensors that are held anyway, whatever is kept."""
         data = tensors_of((lin.batch.X, lin.batch.y)) if self._data_is_held else []
-        return [*lin.params, *self._model.fixed().values(), *data]
+        tensors = [*lin.params, *self._model.fixed().values(), *data]
+        return [t for t in tensors if t.layout is torch.strided]
 
     # ------------------------------------------------------------------ columns
 
@@ -373,15 +375,16 @@ def _key(params: dict[str, Tensor], model: FunctionalModel) -> Any:
     see those.
     """
     tensors = [*params.values(), *model.fixed().values()]
-    sums = [_checksum(t.detach().reshape(-1)) for t in tensors]
-    return [(t.data_ptr(), t._version) for t in tensors], torch.stack(sums).tolist()
+    versions = [t._version for t in tensors]
+    dense = [t.detach() for t in tensors if t.layout is torch.strided]
+    sums = [_checksum(t.reshape(-1).contiguous()) for t in dense]
+    return versions, [t.data_ptr() for t in dense], torch.stack(sums).tolist()
 
 
 def _checksum(flat: Tensor) -> Tensor:
     """Return an exact weighted sum of the bits, which any change of one element changes."""
     # Words of at most 32 bits: their sums in 64 bits do not wrap, so no bit can get lost.
-    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
-    bits = flat.view(integer[flat.element_size()])
+    bits = flat.view({1: torch.uint8, 2: torch.int16}.get(flat.element_size(), torch.int32))
     period = 251  # prime, so that rows and columns of usual sizes get different weights
     weights = torch.arange(1, period + 1, device=flat.device)
     body = bits[: bits.numel() // period * period].reshape(-1, period)

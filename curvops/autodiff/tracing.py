@@ -19,6 +19,7 @@ from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from curvops.autodiff.linearization import Blocks
+from curvops.autodiff.zeros import VIEWS, fold_zeros
 
 _aten = torch.ops.aten
 
@@ -32,12 +33,6 @@ _POINTWISE = {
     _aten.sigmoid_backward, _aten.tanh_backward, _aten.gelu_backward, _aten.silu_backward,
 }  # fmt: skip
 """Operations that cost no more than reading their result back would."""
-
-_VIEWS = {
-    _aten.view, _aten._unsafe_view, _aten.t, _aten.transpose, _aten.permute, _aten.expand,
-    _aten.unsqueeze, _aten.squeeze, _aten.slice, _aten.select, _aten.detach, _aten.alias,
-    _aten.as_strided, _aten.split, _aten.unbind, _aten.reshape,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,6 +97,7 @@ def trace(
         )(*arguments)
         _forward_copies(graph_module.graph)
     graph = fx_graph_cse(graph_module.graph)
+    fold_zeros(graph)
     graph.eliminate_dead_code()
     return TracedProduct(graph_module, graph, len(vector))
 
@@ -123,7 +119,7 @@ def storage_bytes(tensors: Sequence[Any], shared: Sequence[Tensor] = ()) -> int:
     sizes = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
         for t in tensors
-        if isinstance(t, Tensor)
+        if isinstance(t, Tensor) and t.layout is torch.strided
     }
     return sum(size for pointer, size in sizes.items() if pointer not in held)
 
@@ -219,7 +215,7 @@ def _move_cut(crossing: list[fx.Node]) -> tuple[list[fx.Node], set[fx.Node]]:
 def _sources(node: fx.Node, kept: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
     """Return what a node can be cheaply recomputed from, and the nodes on the way."""
     packet = getattr(node.target, "overloadpacket", None)
-    if node.op != "call_function" or (packet not in _POINTWISE and packet not in _VIEWS):
+    if node.op != "call_function" or (packet not in _POINTWISE and packet not in VIEWS):
         return {node}, set()
     sources, path = set[fx.Node](), {node}
     for source in node.all_input_nodes:
@@ -237,7 +233,7 @@ def _node_bytes(node: fx.Node) -> int:
     base = node
     while base.op == "call_function":
         packet = getattr(base.target, "overloadpacket", None)
-        if packet not in _VIEWS or not base.all_input_nodes:
+        if packet not in VIEWS or not base.all_input_nodes:
             break
         base = base.all_input_nodes[0]
     if base.op != "call_function":

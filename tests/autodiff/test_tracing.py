@@ -1,0 +1,424 @@
+"""Traced products: split at the vector, bit for bit the unsplit ones, pure, and vectorisable."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.func import grad, jvp
+
+from curvops import EFLinearOperator, GGNLinearOperator, HessianLinearOperator
+from curvops.autodiff.tracing import SplitProduct, split, storage_bytes, trace
+from curvops.errors import DifferentiationError
+from tests import cases
+from tests.autodiff import problems
+from tests.autodiff.problems import GGN, HESSIAN, PROBLEMS, Problem, assert_same, vectors
+
+Function = Callable[..., list[Tensor]]
+
+
+# A split product is the unsplit one ---------------------------------------------------------
+
+
+def _network(x: Tensor, W: Tensor, U: Tensor) -> Tensor:
+    return torch.tanh(x @ W.T) @ U.T
+
+
+def _hessian(x: Tensor, W: Tensor, U: Tensor, v: Tensor, z: Tensor) -> list[Tensor]:
+    def loss(W: Tensor, U: Tensor) -> Tensor:
+        return _network(x, W, U).logsumexp(-1).sum()
+
+    return list(jvp(grad(loss, argnums=(0, 1)), (W, U), (v, z))[1])
+
+
+def _in_place(x: Tensor, W: Tensor, U: Tensor, v: Tensor, z: Tensor) -> list[Tensor]:
+    """Writes to views, slices and transposes of what it computed, before and behind the cut."""
+    h = x @ W.T
+    h += torch.tanh(h)
+    h[:, 0] = h[:, 1].exp()
+    torch.relu_(h.T)
+    t = x @ v.T
+    t.mul_(h)
+    t[:, 1:].add_(2 * t[:, :1])
+    out = torch.zeros(3, 5, dtype=x.dtype).T
+    out.copy_((t @ U.T)[:5] + (h @ z.T)[:5])  # into another memory layout
+    return [out, t.clone().zero_().add_(t.sum())]
+
+
+def _passing(x: Tensor, W: Tensor, U: Tensor, v: Tensor, z: Tensor) -> list[Tensor]:
+    """The vector itself, zero, and a view of a residual's multiple."""
+    return [v, torch.zeros_like(z), (x.T @ x).T[:2] * z.sum(), v.T, W * v]
+
+
+def _constant(x: Tensor, W: Tensor, U: Tensor, v: Tensor, z: Tensor) -> list[Tensor]:
+    """A constant of the function, and one that is made inside."""
+    weights = torch.tensor([1.0, 2.0, 3.0], dtype=x.dtype)
+    return [(weights + torch.arange(3)) * (x @ v.T).sum() * CONSTANT, z * CONSTANT[0].exp()]
+
+
+CONSTANT = torch.tensor([0.5, 1.5, 2.5], dtype=torch.float64)
+FUNCTIONS: dict[str, Function] = {
+    "hessian": _hessian,
+    "in-place": _in_place,
+    "passing": _passing,
+    "constant": _constant,
+}
+
+
+def _arguments(seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    x, W, U = (cases.randn(*s, seed=seed + i) for i, s in enumerate(((7, 3), (4, 3), (3, 4))))
+    return [x, W, U], [cases.randn(*t.shape, seed=seed + 9) for t in (W, U)]
+
+
+def _nodes(halves: SplitProduct) -> Iterator[fx.Node]:
+    for part in (halves.primal, halves.tangent):
+        assert isinstance(part, fx.GraphModule)
+        yield from part.graph.nodes
+
+
+@pytest.mark.parametrize("lean", [False, True], ids=["full", "lean"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_split_product_is_the_unsplit_one_bit_for_bit(name: str, lean: bool) -> None:
+    """At other inputs and vectors than those it was traced with."""
+    function = FUNCTIONS[name]
+    inputs, v = _arguments(1)
+    halves = split(trace(function, inputs, v), lean)
+    for seed in (1, 20, 40):
+        inputs, v = _arguments(seed)
+        given = [t.clone() for t in (*inputs, *v)]
+        residuals = halves.residuals(inputs)
+        for scale in (1.0, -3.0):
+            vector = [scale * t for t in v]
+            expected = function(*[t.clone() for t in inputs], *[t.clone() for t in vector])
+            actual = halves.tangent(*residuals, *vector)
+            assert len(actual) == len(expected)
+            for a, b in zip(actual, expected, strict=True):
+                assert torch.equal(a, b)
+                assert not a.requires_grad
+        for t, before in zip((*inputs, *v), given, strict=True):
+            assert torch.equal(t, before)
+
+
+@pytest.mark.parametrize("lean", [False, True], ids=["full", "lean"])
+def test_nothing_is_written_in_place(lean: bool) -> None:
+    """So residuals stay what they were, whatever the tangent graph does, and vmap can run it."""
+    inputs, v = _arguments(1)
+    halves = split(trace(_in_place, inputs, v), lean)
+    mutating = [n for n in _nodes(halves) if _schema(n) is not None and _schema(n).is_mutable]
+    assert mutating == []
+    residuals = halves.residuals(inputs)
+    before = [r.clone() for r in residuals]
+    halves.tangent(*residuals, *v)
+    for r, b in zip(residuals, before, strict=True):
+        assert torch.equal(r, b)
+
+
+def _schema(node: fx.Node) -> Any:
+    return getattr(node.target, "_schema", None)
+
+
+def test_the_cut_is_at_the_vector() -> None:
+    """What does not depend on it is computed once: no tanh, and none of its matrix products."""
+    inputs, v = _arguments(1)
+    halves = split(trace(_hessian, inputs, v), lean=False)
+
+    def count(part: Any, target: Any) -> int:
+        return sum(n.target is target for n in part.graph.nodes)
+
+    aten = torch.ops.aten
+    assert count(halves.primal, aten.tanh.default) == 1  # common subexpressions are merged
+    assert count(halves.tangent, aten.tanh.default) == 0
+    whole = 9  # of a Hessian product of two layers: 3 per gradient, forward and tangent
+    assert count(halves.primal, aten.mm.default) == 3  # no gradient of the input, or of U's use
+    assert count(halves.tangent, aten.mm.default) <= whole
+    dead = [n for n in _nodes(halves) if n.op == "call_function" and not n.users]
+    assert dead == []
+
+
+def test_no_zeros_are_kept() -> None:
+    """What has no tangent (the data) adds nothing, and is not carried along as a matrix of zeros."""
+    problem = problems.mlp((4,))
+    operator = problem.build(HESSIAN, keep="residuals")
+    v = vectors(operator)
+    assert_same(operator @ v, problem.build(HESSIAN, keep="nothing") @ v)
+    (kept,) = operator._keeper._kept.maps
+    zeros = [tuple(r.shape) for r in kept._residuals if r.numel() > 1 and not r.any()]
+    assert zeros == []
+
+
+@pytest.mark.parametrize("name", ["hessian", "constant"])
+def test_a_block_is_its_columns(name: str) -> None:
+    inputs, v = _arguments(1)
+    halves = split(trace(FUNCTIONS[name], inputs, v), lean=False)
+    residuals = halves.residuals(inputs)
+    block = [cases.randn(5, *t.shape, seed=3) for t in v]
+    together = halves.block(*residuals, *block)
+    for k in range(5):
+        alone = halves.tangent(*residuals, *(t[k] for t in block))
+        for a, b in zip(together, alone, strict=True):
+            assert_same(a[k], b)
+
+
+def test_lean_keeps_less_where_it_can() -> None:
+    """Cheap operations of what is kept anyway are done again; exactly what is needed is kept."""
+
+    def product(x: Tensor, v: Tensor) -> list[Tensor]:
+        h = torch.relu(x)
+        return [v * h, v * (h + 1), v * h.exp(), (v @ torch.linalg.inv(x)).neg()]
+
+    x, v = cases.randn(50, 50, seed=1), cases.randn(50, 50, seed=2)
+    traced = trace(product, [x], [v])
+    full, lean = (split(traced, lean) for lean in (False, True))
+    each = x.numel() * 8
+    assert storage_bytes(full.residuals([x]), [x]) == 4 * each
+    assert storage_bytes(lean.residuals([x]), [x]) == each  # the inverse is dear
+    for a, b in zip(
+        full.tangent(*full.residuals([x]), v), lean.tangent(*lean.residuals([x]), v), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_lean_does_not_trade_one_residual_for_a_larger_one() -> None:
+    def product(x: Tensor, v: Tensor) -> list[Tensor]:
+        wide = torch.linalg.inv(x).repeat(1, 20)
+        return [v * wide.exp().sum(1), v * wide.mul(2)[:, :50].neg()]
+
+    x, v = cases.randn(50, 50, seed=1), cases.randn(50, 50, seed=2)
+    traced = trace(product, [x], [v])
+    sizes = [storage_bytes(split(traced, lean).residuals([x]), [x]) for lean in (False, True)]
+    assert sizes[1] <= sizes[0]
+
+
+def test_storages_are_counted_once() -> None:
+    a, b = torch.zeros(100), torch.zeros(7, dtype=torch.float64)
+    assert storage_bytes([]) == 0
+    assert storage_bytes([a, a[:10], a.view(10, 10).T, b]) == 400 + 56
+    assert storage_bytes([a[:10]]) == 400  # a view keeps the whole
+    assert storage_bytes([a[5:], b], shared=[a]) == 56
+    assert storage_bytes([a, None, 3, b]) == 456
+
+
+# In the engine ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("kind", [HESSIAN, GGN])
+def test_recurrent_products_are_vectorised(name: str, kind: Any) -> None:
+    """By batching rules, not by vmap's fallback to a loop, which would warn of it."""
+    problem = PROBLEMS[name]()
+    risk = problem.risk()
+    operator = problems.built(kind, risk, keep="residuals", columns=4)
+    V = vectors(operator, 5)
+    expected = problems.built(kind, risk, keep="nothing", columns="loop") @ V
+    operator @ V[:, 0]
+    with _without_fallback(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        product = operator @ V
+    assert_same(product, expected)
+    assert [str(w.message) for w in caught] == []
+
+
+@contextlib.contextmanager
+def _without_fallback() -> Iterator[None]:
+    functorch: Any = torch._C._functorch
+    functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_enabled(True)
+
+
+@pytest.mark.parametrize("kind", [HESSIAN, GGN])
+def test_one_trace_serves_every_batch_of_a_shape(kind: Any) -> None:
+    """And every shape, dtype and structure has its own."""
+    problem = problems.mlp((3, 2, 3, 2, 3))
+    operator = problem.build(kind, keep="residuals")
+    v = vectors(operator)
+    assert_same(operator @ v, problem.build(kind, keep="nothing") @ v)
+    assert len(operator._keeper._tracer._traced) == 2
+
+
+class _Scaled(nn.Module):
+    """A model of batches that hold things other than tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = cases.mlp()
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        f = self.net(batch["x"]) * batch["scale"]
+        return -f if batch["flags"]["flip"] else f
+
+
+def test_what_is_not_a_tensor_in_a_batch_is_part_of_its_shape() -> None:
+    """A number or a flag is baked into a trace, so another one needs another trace."""
+    with cases.seeded(0):
+        model = _Scaled().double()
+    batches = [
+        (
+            {"x": cases.randn(2, 3, seed=i), "scale": s, "flags": {"flip": f}},
+            cases.randint(3, 2, seed=i),
+        )
+        for i, (s, f) in enumerate([(1.0, False), (2.0, False), (1.0, True), (1.0, False)])
+    ]
+    problem = Problem(model, nn.CrossEntropyLoss(), cases.perturbed(model), batches)
+    options: dict[str, Any] = {"batch_size_fn": lambda X: len(X["x"])}
+    operator = problem.build(GGN, keep="residuals", **options)
+    v = vectors(operator)
+    hessian = problem.build(HESSIAN, keep="residuals", **options)
+    for kind, op in ((GGN, operator), (HESSIAN, hessian)):
+        assert_same(op @ v, problem.build(kind, keep="nothing", **options) @ v)
+    assert len(operator._keeper._tracer._traced) == 3
+
+
+def test_the_users_modules_are_not_held_by_what_was_traced() -> None:
+    """The graphs are plain tensor operations: no parameter, buffer or batch is baked in."""
+    problem = PROBLEMS["cnn"]()
+    operator = problem.build(GGN, keep="residuals")
+    operator @ vectors(operator)
+    own = {
+        t.data_ptr()
+        for t in (
+            *problem.model.parameters(),
+            *problem.model.buffers(),
+            *problem.params.values(),
+            *(t for batch in problem.batches for t in batch),
+        )
+    }
+    for halves in operator._keeper._tracer._splits.values():
+        for part in (halves.primal, halves.tangent):
+            held = [*part.parameters(), *part.buffers()]
+            held += [t for t in vars(part).values() if isinstance(t, Tensor)]
+            assert not own & {t.data_ptr() for t in held}
+
+
+@pytest.mark.parametrize("form", problems.FORMS)
+def test_losses_without_a_second_forward_derivative_of_their_own(form: str) -> None:
+    """torch's formula for the squared error makes zeros without storage, which crash traces."""
+    with cases.seeded(0):
+        model = cases.mlp(3, 4, 2).double()
+    batches = cases.cut(cases.randn(4, 3, seed=1), cases.randn(4, 2, seed=2), (2, 2))
+    expected = None
+    for loss in (nn.MSELoss(), lambda f, y: ((f - y) ** 2).sum() / f.numel()):
+        options = {} if isinstance(loss, nn.MSELoss) else {"reduction": "mean"}
+        operator = HessianLinearOperator(
+            model, loss, model, batches, keep=form, **cases.UNMERGED, **options
+        )
+        product = operator @ vectors(operator)
+        expected = product if expected is None else expected
+        assert_same(product / product.norm(), expected / expected.norm())
+
+
+# What cannot be differentiated --------------------------------------------------------------
+
+
+def test_a_wrong_second_derivative_is_refused_in_every_form() -> None:
+    """Before anything is kept: torch's double backward of weight norm is not symmetric."""
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    model = nn.Sequential(normed, nn.Tanh(), nn.Linear(4, 3)).double()
+    batches = [(cases.randn(6, 3, seed=1), cases.randint(3, 6, seed=2))]
+    for form in (*problems.FORMS, "auto"):
+        with pytest.raises(DifferentiationError, match="not symmetric"):
+            HessianLinearOperator(model, nn.CrossEntropyLoss(), model, batches, keep=form)
+    unchecked = HessianLinearOperator(
+        model, nn.CrossEntropyLoss(), model, batches, check_deterministic=False
+    )
+    dense = unchecked.to_dense()
+    assert (dense - dense.T).abs().max() > 1e-6 * dense.abs().max()
+    GGNLinearOperator(model, nn.CrossEntropyLoss(), model, batches)  # does not need it
+
+
+class _Cube(torch.autograd.Function):
+    """x³ with a backward that torch would differentiate to zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+
+class _Square(torch.autograd.Function):
+    """x² with a backward that can be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * g
+
+
+class _Custom(nn.Module):
+    """A custom function at a place of one's choosing."""
+
+    def __init__(self, function: Any, place: str) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 3)
+        self.function, self.place = function, place
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.place == "data":
+            x = self.function(x)
+        h = torch.tanh(self.inner(x))
+        if self.place == "middle" or (self.place == "second batch" and len(x) == 2):
+            h = self.function(h)
+        f = self.outer(h)
+        return self.function(f) if self.place == "end" else f
+
+
+@pytest.mark.parametrize("form", [*problems.FORMS, "auto"])
+@pytest.mark.parametrize("place", ["middle", "end", "second batch"])
+@pytest.mark.parametrize("kind", [HessianLinearOperator, GGNLinearOperator, EFLinearOperator])
+def test_once_differentiable_functions_are_refused(kind: Any, place: str, form: str) -> None:
+    """Wherever they are, and whichever batch is the first to come through them."""
+    model = _Custom(_Cube.apply, place).double()
+    problem = Problem(
+        model,
+        nn.CrossEntropyLoss(),
+        model,
+        cases.cut(cases.randn(5, 3, seed=1), cases.randint(3, 5, seed=2), (3, 2)),
+    )
+
+    def twice() -> None:
+        operator = problem.build(kind, keep=form)
+        operator @ vectors(operator)
+        operator @ vectors(operator)
+
+    with pytest.raises(DifferentiationError, match="_Cube"):
+        twice()
+
+
+@pytest.mark.parametrize(
+    ("function", "place"), [(_Square, "middle"), (_Square, "end"), (_Cube, "data")]
+)
+def test_other_custom_functions_are_not_refused(function: Any, place: str) -> None:
+    """Twice differentiable ones, and those that no parameter goes through."""
+    plain: dict[Any, Callable[[Tensor], Tensor]] = {
+        _Square: lambda x: x**2,
+        _Cube: lambda x: x**3,
+    }
+    batches = cases.cut(cases.randn(5, 3, seed=1), cases.randint(3, 5, seed=2), (3, 2))
+    products = []
+    for f in (function.apply, plain[function]):
+        with cases.seeded(0):
+            model = _Custom(f, place).double()
+        for kind in (HESSIAN, GGN):
+            operator = Problem(model, nn.CrossEntropyLoss(), model, batches).build(kind)
+            products.append([operator @ vectors(operator) for _ in range(2)][1])
+    assert_same(products[0], products[2])
+    assert_same(products[1], products[3])
