@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from curvops.autodiff.batch_maps import TRACE_ERRORS, BatchMap, GraphMap, ResidualMap, Tracer
+from curvops.autodiff.invalidation import state_of
 from curvops.autodiff.keeping import Keeping
 from curvops.autodiff.linearization import Blocks, Linearization
 from curvops.autodiff.measure import can_compile, interleaved_medians, synchronize
@@ -153,7 +154,9 @@ class Keeper:
         num_batches: int,
         num_columns: int,
     ) -> Generator[tuple[Batch, BatchMap], None, None]:
-        key = None if self._streaming else _key(params, self._model)
+        key = (
+            None if self._streaming else state_of([*params.values(), *self._model.fixed().values()])
+        )
         if self._kept is not None and self._kept.key != key:
             self.release()
         keeping = not self._streaming and self._pays_to_keep(num_columns)
@@ -366,28 +369,3 @@ class Keeper:
             if width not in self._widths:
                 return width
         return min(self._widths, key=self._widths.__getitem__)
-
-
-def _key(params: dict[str, Tensor], model: FunctionalModel) -> Any:
-    """Return what changes whenever the tensors that a product depends on do.
-
-    Version counters see every update in place except those through ``.data``; the checksums
-    see those.
-    """
-    tensors = [*params.values(), *model.fixed().values()]
-    versions = [t._version for t in tensors]
-    dense = [t.detach() for t in tensors if t.layout is torch.strided]
-    sums = [_checksum(t.reshape(-1).contiguous()) for t in dense]
-    return versions, [t.data_ptr() for t in dense], torch.stack(sums).tolist()
-
-
-def _checksum(flat: Tensor) -> Tensor:
-    """Return an exact weighted sum of the bits, which any change of one element changes."""
-    # Words of at most 32 bits: their sums in 64 bits do not wrap, so no bit can get lost.
-    bits = flat.view({1: torch.uint8, 2: torch.int16}.get(flat.element_size(), torch.int32))
-    period = 251  # prime, so that rows and columns of usual sizes get different weights
-    weights = torch.arange(1, period + 1, device=flat.device)
-    body = bits[: bits.numel() // period * period].reshape(-1, period)
-    tail = bits[body.numel() :]
-    sums = (body.sum(0, dtype=torch.int64) * weights).sum()
-    return sums + (tail.long() * weights[: tail.numel()]).sum()

@@ -57,14 +57,16 @@ def _fold_sum(node: fx.Node, packet: object, zeros: set[fx.Node]) -> None:
     ours, theirs = node.meta.get("tensor_meta"), other.meta.get("tensor_meta")
     if ours is None or theirs is None:
         return
-    if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+    if ours.dtype != theirs.dtype:
+        return
+    if ours.stride != theirs.stride and ours.memory_format != torch.contiguous_format:
         return
     with node.graph.inserting_before(node):
         if other is b and packet is _aten.sub:
             other = node.graph.call_function(_aten.neg.default, (b,))
+        if ours.shape != theirs.shape:
+            other = node.graph.call_function(_aten.expand.default, (other, list(ours.shape)))
         if ours.stride != theirs.stride:  # views further on may rely on the sum's
-            if ours.memory_format != torch.contiguous_format:
-                return
             layout: dict[str, Any] = {"memory_format": torch.contiguous_format}
             other = node.graph.call_function(_aten.clone.default, (other,), layout)
     if other not in (a, b):
