@@ -18,7 +18,7 @@ from curvops.nesting import can_concatenate, concatenate, map_tensors, tensors_o
 from curvops.rng import PrivateRNG
 
 _MERGED_DATA = 512
-_MERGED_BYTES = 8 * 2**20
+_MERGED_BYTES = 32 * 2**20
 """Merging pays while a batch is small; beyond this much saved activation it costs memory."""
 
 

@@ -141,7 +141,7 @@ def test_the_cut_is_at_the_vector() -> None:
 
 
 def test_no_zeros_are_kept() -> None:
-    """What has no tangent (the data) adds nothing, and is not carried along as a matrix of zeros."""
+    """What has no tangent (the data) adds nothing, and is not carried along as zeros."""
     problem = problems.mlp((4,))
     operator = problem.build(HESSIAN, keep="residuals")
     v = vectors(operator)

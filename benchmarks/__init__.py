@@ -1,0 +1,1 @@
+"""What curvops costs, beside its peers: ``python -m benchmarks --help``."""
