@@ -50,6 +50,14 @@ class MissingDependencyError(CurvopsError, ImportError):
     """An optional dependency is needed for this call; the message names the extra."""
 
 
+def refuse_constant(names: list[str]) -> None:
+    """Raise the error of a pass in which no batch depended on any of the named parameters."""
+    raise DifferentiationError(
+        f"no prediction depends differentiably on any of the parameters {names}: the model does "
+        "not use them, or detaches them (no_grad, .detach(), .item())."
+    )
+
+
 @contextmanager
 def explained(what: str) -> Iterator[None]:
     """Turn torch's complaints about missing derivatives into typed errors with the remedy."""

@@ -27,7 +27,7 @@ from curvops.autodiff import (
     is_out_of_memory,
 )
 from curvops.data import Batch, BatchStream
-from curvops.errors import DifferentiationError, InputError
+from curvops.errors import InputError, refuse_constant
 from curvops.losses import Loss
 from curvops.rng import preserved_rng
 from curvops.tensors import BlockSum, Space
@@ -131,10 +131,7 @@ class Passes:
                 constant = constant and lin.is_constant
                 del lin
         if constant and limit is None:
-            raise DifferentiationError(
-                f"no prediction depends differentiably on any of the parameters {list(active)}: "
-                "the model does not use them, or detaches them (no_grad, .detach(), .item())."
-            )
+            refuse_constant(list(active))
 
     def keeper(self, product: Product, options: Keeping) -> Keeper:
         """Return what multiplies with the batches of this risk, and keeps what pays."""
@@ -152,7 +149,7 @@ class Passes:
             columns: X, ``[P, K]``.
 
         Returns:
-            The product ``[P, K]``. Memory beyond it does not depend on K.
+            The product ``[P, K]``. Memory beyond a few copies of it does not depend on K.
         """
         try:
             return self._sum_products(keeper, columns)

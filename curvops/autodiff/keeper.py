@@ -29,7 +29,7 @@ from curvops.autodiff.memory import available_bytes, is_out_of_memory
 from curvops.autodiff.model import FunctionalModel
 from curvops.autodiff.product import ExtraStream, Product
 from curvops.data import Batch, parse_bytes
-from curvops.errors import DifferentiationError, InputError
+from curvops.errors import DifferentiationError, InputError, refuse_constant
 from curvops.losses import Loss
 from curvops.nesting import tensors_of
 
@@ -138,10 +138,7 @@ class Keeper:
                 constant = constant and batch_map.is_constant
                 del batch_map
         if constant:
-            raise DifferentiationError(
-                f"no prediction depends differentiably on any of the parameters {list(params)}: "
-                "the model does not use them, or detaches them (no_grad, .detach(), .item())."
-            )
+            refuse_constant(list(params))
         self._products += len(columns)
         self._seconds = (time.perf_counter() - start) / len(columns)
 

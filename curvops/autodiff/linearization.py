@@ -93,7 +93,10 @@ class Linearization:
 
     def hvp(self, v: Blocks) -> Blocks:
         """Return ∇² total · v."""
-        return self._pull(self._gradient_graph, v)
+        attached, cotangents = _attached(self._gradient_graph, v)
+        if not attached:
+            return [torch.zeros_like(p) for p in self.params]
+        return self._grad(attached, cotangents)
 
     def jvp(self, v: Blocks) -> Tensor:
         """Return J v, of the prediction's shape."""
@@ -119,12 +122,6 @@ class Linearization:
     def _transposed_graph(self) -> tuple[Tensor, Blocks]:
         u = torch.zeros_like(self.prediction).requires_grad_()
         return u, self._grad([self.prediction], [u], create_graph=True)
-
-    def _pull(self, outputs: Blocks, v: Blocks) -> Blocks:
-        attached, cotangents = _attached(outputs, v)
-        if not attached:
-            return [torch.zeros_like(p) for p in self.params]
-        return self._grad(attached, cotangents)
 
     def _grad(
         self,

@@ -14,7 +14,20 @@ from curvops.risk import EmpiricalRisk
 from curvops.tensors import BlockSum, Space
 
 
-class JacobianLinearOperator(CurvatureLinearOperator):
+class _WithoutLoss(CurvatureLinearOperator):
+    """What the two Jacobians share: they are built from a model and data alone."""
+
+    def __init__(
+        self,
+        model_func: nn.Module | Callable[..., Any],
+        params: Params,
+        data: Iterable[Any],
+        **risk_options: Any,
+    ) -> None:
+        self._bind(EmpiricalRisk(model_func, None, params, data, **risk_options))
+
+
+class JacobianLinearOperator(_WithoutLoss):
     """The Jacobian J = ∂(f_θ(x_1), …, f_θ(x_N))/∂θ, of shape ``[N·C, P]``.
 
     Rows are ordered by datum, then by the prediction's own axes, row-major. In list format the
@@ -36,15 +49,6 @@ class JacobianLinearOperator(CurvatureLinearOperator):
                 [3., 4.]])
     """
 
-    def __init__(
-        self,
-        model_func: nn.Module | Callable[..., Any],
-        params: Params,
-        data: Iterable[Any],
-        **risk_options: Any,
-    ) -> None:
-        self._bind(EmpiricalRisk(model_func, None, params, data, **risk_options))
-
     def _spaces(self, risk: EmpiricalRisk) -> tuple[Space, Space]:
         return risk.space, outputs_space(risk)
 
@@ -63,7 +67,7 @@ class JacobianLinearOperator(CurvatureLinearOperator):
         return TransposedJacobianLinearOperator.from_risk(self.risk)
 
 
-class TransposedJacobianLinearOperator(CurvatureLinearOperator):
+class TransposedJacobianLinearOperator(_WithoutLoss):
     """The transposed Jacobian Jᵀ, of shape ``[P, N·C]`` (see :class:`JacobianLinearOperator`).
 
     Args:
@@ -80,15 +84,6 @@ class TransposedJacobianLinearOperator(CurvatureLinearOperator):
         >>> TransposedJacobianLinearOperator(model, model, [(X, None)]) @ torch.ones(2)
         tensor([4., 6.])
     """
-
-    def __init__(
-        self,
-        model_func: nn.Module | Callable[..., Any],
-        params: Params,
-        data: Iterable[Any],
-        **risk_options: Any,
-    ) -> None:
-        self._bind(EmpiricalRisk(model_func, None, params, data, **risk_options))
 
     def _spaces(self, risk: EmpiricalRisk) -> tuple[Space, Space]:
         return outputs_space(risk), risk.space
