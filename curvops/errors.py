@@ -46,6 +46,26 @@ class DifferentiationError(CurvopsError, RuntimeError):
     """The model or the loss cannot be differentiated as often as the operator needs."""
 
 
+class IndefiniteError(InputError):
+    """A matrix must be positive definite and is not; the message names the shift that helps.
+
+    Attributes:
+        smallest: The most negative (or smallest) eigenvalue.
+        num_bad: Number of eigenvalues that the shift leaves at or below the noise.
+        shift: The shift that was asked for.
+        sufficient_shift: The smallest shift that makes the matrix positive definite.
+    """
+
+    def __init__(
+        self, message: str, *, smallest: float, num_bad: int, shift: float, sufficient_shift: float
+    ) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+        self.num_bad = num_bad
+        self.shift = shift
+        self.sufficient_shift = sufficient_shift
+
+
 class MissingDependencyError(CurvopsError, ImportError):
     """An optional dependency is needed for this call; the message names the extra."""
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from curvops.errors import InputError
+
 _State = tuple[torch.Tensor, Any, Any, "list[torch.Tensor] | None"]
 
 
@@ -72,3 +74,16 @@ class PrivateRNG:
 def preserved_rng() -> Any:
     """Return a context that leaves the global generators as they were on entering."""
     return PrivateRNG(seed=0).active()
+
+
+def as_seed(seed: int | torch.Generator) -> int:
+    """Return an integer seed; a generator is asked for one, and advances.
+
+    Raises:
+        InputError: If ``seed`` is neither a generator nor an integer from 0 to 2^63 - 1.
+    """
+    if isinstance(seed, torch.Generator):
+        return int(torch.randint(2**62, (1,), generator=seed, device=seed.device))
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise InputError(f"seed must be a nonnegative int or a torch.Generator, got {seed!r}.")
+    return int(seed)

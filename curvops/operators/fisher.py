@@ -15,6 +15,7 @@ from curvops.losses import Draw
 from curvops.operators.curvature import CurvatureLinearOperator
 from curvops.operators.ef import Per, checked_per, outer
 from curvops.risk import EmpiricalRisk
+from curvops.rng import as_seed
 
 
 class FisherMCLinearOperator(CurvatureLinearOperator):
@@ -150,16 +151,6 @@ def uniform(generator: torch.Generator) -> Draw:
 def uniform_draws(seed: int, samples: int) -> list[Draw]:
     """Return one stream of uniform numbers per sample (see :func:`generators`)."""
     return [uniform(generator) for generator in generators(seed, samples)]
-
-
-def as_seed(seed: int | torch.Generator) -> int:
-    """Return a nonnegative integer seed; one is drawn from a generator."""
-    if isinstance(seed, torch.Generator):
-        draw = torch.randint(2**62, (1,), generator=seed, device=seed.device)
-        return int(draw)
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise InputError(f"seed must be a nonnegative int or a torch.Generator, got {seed!r}.")
-    return int(seed)
 
 
 def checked_samples(mc_samples: int) -> int:

@@ -12,8 +12,9 @@ from curvops.autodiff import Params
 from curvops.errors import InputError
 from curvops.operators.curvature import CurvatureLinearOperator
 from curvops.operators.diagonal import DiagonalLinearOperator
-from curvops.operators.fisher import as_seed, checked_samples, uniform_draws
+from curvops.operators.fisher import checked_samples, uniform_draws
 from curvops.risk import EmpiricalRisk
+from curvops.rng import as_seed
 from curvops.tensors import CompensatedSum
 
 Mode = Literal["exact", "mc"]

@@ -10,8 +10,9 @@
 
 from __future__ import annotations
 
+from curvops.errors import IndefiniteError
 from curvops.volume.ball import log_threshold, log_unit_ball
-from curvops.volume.logdet import IndefiniteError, LogDet, logdet_from_eigenvalues
+from curvops.volume.logdet import LogDet, logdet_from_eigenvalues
 from curvops.volume.quadratic import QuadraticVolume, log_ellipsoid, quadratic_volume
 
 __all__ = [

@@ -15,28 +15,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from curvops.errors import InputError, ShapeError
+from curvops.errors import IndefiniteError, InputError, ShapeError
 from curvops.tensors import check_finite, check_real
-
-
-class IndefiniteError(InputError):
-    """A matrix must be positive definite and is not; the message names the shift that helps.
-
-    Attributes:
-        smallest: The most negative (or smallest) eigenvalue.
-        num_bad: Number of eigenvalues that the shift leaves at or below the noise.
-        shift: The shift that was asked for.
-        sufficient_shift: The smallest shift that makes the matrix positive definite.
-    """
-
-    def __init__(
-        self, message: str, *, smallest: float, num_bad: int, shift: float, sufficient_shift: float
-    ) -> None:
-        super().__init__(message)
-        self.smallest = smallest
-        self.num_bad = num_bad
-        self.shift = shift
-        self.sufficient_shift = sufficient_shift
 
 
 @dataclass(frozen=True)

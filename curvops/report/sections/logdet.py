@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+from curvops.errors import IndefiniteError
 from curvops.plotting.logdet import logdet as draw_logdet
 from curvops.report.blocks import Block, Note, Number, Paragraph, SectionResult, Table, digits
 from curvops.report.context import Context
 from curvops.report.dense import DenseHessian, dense_hessian, dense_seconds
 from curvops.report.pictures import picture
 from curvops.report.registry import section
-from curvops.volume.logdet import IndefiniteError, LogDet, logdet_from_eigenvalues
+from curvops.volume.logdet import LogDet, logdet_from_eigenvalues
 
 _DECADES = 7
 

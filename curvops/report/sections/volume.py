@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from curvops.errors import IndefiniteError
 from curvops.plotting.volume_terms import volume_terms
 from curvops.report.blocks import Block, Note, Number, Paragraph, SectionResult, Table, digits
 from curvops.report.context import Context
 from curvops.report.dense import dense_hessian, dense_seconds
 from curvops.report.pictures import picture
 from curvops.report.registry import section
-from curvops.volume.logdet import IndefiniteError
 from curvops.volume.quadratic import QuadraticVolume, quadratic_volume
 
 THRESHOLDS = (1e-3, 1e-2, 1e-1)
