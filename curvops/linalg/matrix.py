@@ -7,10 +7,13 @@ algorithm speaks to :class:`Products`, which checks once, multiplies and counts.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from curvops.errors import DTypeError, InputError, NonFiniteError, ShapeError
 
@@ -40,9 +43,11 @@ class Products:
     Args:
         A: The matrix ``[P, P]``.
         name: What errors call it.
+        square: Whether another shape ``[M, N]`` is an error.
 
     Attributes:
-        dim: P.
+        dim: P, the length of the vectors it is multiplied with (N).
+        rows: The length of the products (M).
         dtype: What products are computed in.
         device: Where.
         num_matvecs: Columns multiplied so far.
@@ -54,7 +59,7 @@ class Products:
         InputError: If it is no matrix at all.
     """
 
-    def __init__(self, A: Matrix, name: str = "A") -> None:
+    def __init__(self, A: Matrix, name: str = "A", *, square: bool = True) -> None:
         missing = [a for a in ("shape", "dtype", "device", "__matmul__") if not hasattr(A, a)]
         if missing or not isinstance(A.dtype, torch.dtype):
             raise InputError(
@@ -62,15 +67,17 @@ class Products:
                 "tensors: an operator, or a dense tensor."
             )
         shape = tuple(A.shape)
-        if len(shape) != 2 or shape[0] != shape[1]:
-            raise ShapeError(f"{name} has shape {list(shape)}; expected a square matrix [P, P].")
+        if len(shape) != 2 or (square and shape[0] != shape[1]):
+            expected = "a square matrix [P, P]" if square else "a matrix [M, N]"
+            raise ShapeError(f"{name} has shape {list(shape)}; expected {expected}.")
         if not A.dtype.is_floating_point:
             raise DTypeError(f"{name} has dtype {A.dtype}; expected a real floating dtype.")
         self._A, self._name = A, name
-        self.dim = int(shape[0])
+        self.rows, self.dim = int(shape[0]), int(shape[1])
         self.dtype, self.device = A.dtype, torch.device(A.device)
         self.num_matvecs = 0
         self.seconds = 0.0
+        self._bar: tqdm[Any] | None = None
 
     @property
     def eps(self) -> float:
@@ -88,6 +95,35 @@ class Products:
         if callable(announce) and not isinstance(self._A, Tensor):
             announce(num_matvecs)
 
+    def adjoint(self) -> Products:
+        """Return the products with the transpose, counted apart.
+
+        Raises:
+            InputError: If the matrix does not know its transpose.
+        """
+        transpose = self._A.mT if isinstance(self._A, Tensor) else getattr(self._A, "T", None)
+        if transpose is None:
+            raise InputError(f"{self._name} is {type(self._A).__name__}, which has no transpose T.")
+        return Products(transpose, f"{self._name}.T", square=False)
+
+    @contextmanager
+    def progress(self, show: bool, what: str, total: int | None = None) -> Iterator[None]:
+        """Show one bar over the products that are made within the ``with`` block.
+
+        Args:
+            show: Whether to show it at all.
+            what: What the bar is called.
+            total: The number of products, where it is known.
+        """
+        if not show:
+            yield
+            return
+        with tqdm(total=total, desc=what, unit="matvec", leave=False) as self._bar:
+            try:
+                yield
+            finally:
+                self._bar = None
+
     def __call__(self, X: Tensor) -> Tensor:
         """Return ``A X`` in the dtype and on the device of ``X``.
 
@@ -99,12 +135,15 @@ class Products:
         """
         start = time.perf_counter()
         raw = self._A @ X.to(self.device, self.dtype)
-        product: Tensor = raw.to(X.device, X.dtype)
+        product: Tensor = raw.detach().to(X.device, X.dtype)
         if not bool(torch.isfinite(product).all()):
             raise NonFiniteError(
                 f"the product of {self._name} with a finite vector holds NaN or infinity: it "
                 f"overflows in {self.dtype}, or the matrix holds such values."
             )
-        self.num_matvecs += 1 if X.ndim == 1 else X.shape[1]
+        count = 1 if X.ndim == 1 else X.shape[1]
+        self.num_matvecs += count
+        if self._bar is not None:
+            self._bar.update(count)
         self.seconds += time.perf_counter() - start
         return product
