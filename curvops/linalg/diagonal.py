@@ -97,9 +97,9 @@ def diagonal(
         >>> A = torch.diag(torch.tensor([1.0, 2.0, 4.0]))
         >>> diagonal(A).value
         tensor([1., 2., 4.], dtype=torch.float64)
-        >>> u = torch.linspace(0, 1, 300, dtype=torch.float64)
+        >>> u = torch.linspace(1, 2, 300, dtype=torch.float64)
         >>> print(diagonal(torch.outer(u, u), num_matvecs=20))
-        300 entries from 0 to 1... (20 matvecs)
+        300 entries from 1 to 4... (20 matvecs)
     """
     start = time.perf_counter()
     products = Products(A)

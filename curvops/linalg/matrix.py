@@ -89,6 +89,11 @@ class Products:
         """Whether the matrix says of itself that it is positive semidefinite."""
         return bool(getattr(self._A, "POSITIVE_SEMIDEFINITE", False))
 
+    @property
+    def is_self_adjoint(self) -> bool:
+        """Whether the matrix says of itself that it is symmetric."""
+        return bool(getattr(self._A, "SELF_ADJOINT", False)) or self.is_psd
+
     def prepare(self, num_matvecs: int) -> None:
         """Announce products, where the matrix can make use of knowing."""
         announce = getattr(self._A, "prepare", None)

@@ -42,9 +42,9 @@ GROWTH = 1.25
 
 
 SKEWED = 3.0
-"""By how much the degrees of freedom of fresh samples are divided. They are quadratic forms, in the
-worst case (a remainder of rank one) chi-squared of one: then the plain quantile covers 81 to 90 % up
-to 25 samples, that of a third of the freedom 91 % or more from two samples on."""
+"""By how much the degrees of freedom of fresh samples are divided: they are quadratic forms, in the
+worst case (a remainder of rank one) chi-squared of one. Then the plain quantile covers 81 to 90 %
+up to 25 samples, that of a third of the freedom at least 91 % from two samples on."""
 
 
 class Moments:
