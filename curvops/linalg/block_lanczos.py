@@ -89,6 +89,11 @@ class BlockLanczos:
         self._last = self._next[:, :0]
 
     @property
+    def dim(self) -> int:
+        """P."""
+        return self._products.dim
+
+    @property
     def num_blocks(self) -> int:
         """Blocks that the space has."""
         return len(self.diagonals)
@@ -96,7 +101,8 @@ class BlockLanczos:
     @property
     def is_invariant(self) -> bool:
         """Whether the space is invariant: no direction is left to grow into."""
-        return self._next.shape[1] == 0
+        leads_out = self.couplings[-1] if self.couplings else self.start_coefficients
+        return leads_out.shape[0] == 0
 
     @property
     def basis(self) -> Tensor:
@@ -150,6 +156,11 @@ class BlockLanczos:
                 T[there, here] = self.couplings[j]
                 T[here, there] = self.couplings[j].T
         return T
+
+    def release(self) -> None:
+        """Free the basis; the space cannot grow any more, but T remains."""
+        self._store = self._store[:, :0].clone()
+        self._next, self._last = self._next[:, :0].clone(), self._last[:, :0].clone()
 
     def _append(self, Q: Tensor) -> None:
         stop = self.size + Q.shape[1]

@@ -1,0 +1,194 @@
+r"""A block Krylov space that deflates its own probes.
+
+n Gaussian vectors Z start a block Krylov space. Its basis, without what vector i contributes, is
+:math:`Q_i`, independent of :math:`z_i`, and
+
+.. math:: \operatorname{tr} f(A) = \operatorname{tr} Q_i^T f(A) Q_i
+    + (P - s_i)\, \mathbb{E}\, v_i^T f(A) v_i, \qquad
+    v_i = \frac{(I - Q_i Q_i^T) z_i}{\|(I - Q_i Q_i^T) z_i\|}
+
+with :math:`s_i` the columns of :math:`Q_i`. Everything on the right lives in the whole space
+Q, which is a little deeper than the :math:`Q_i`: with T the block tridiagonal matrix and C
+the coordinates of :math:`Q_i` or :math:`v_i` in Q, C^T f(T) C is above the exact value for
+f = log, which is operator concave (Hansen & Pedersen), and block Gauss–Radau is below it. So the
+products that find the space to deflate are the same that sample what it leaves, and n samples
+cost nothing on top of it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from curvops.linalg.block_lanczos import BlockLanczos
+from curvops.linalg.matrix import Products
+from curvops.linalg.probes import Probes
+from curvops.linalg.quadrature import block_radau
+from curvops.linalg.smallest_eigenvalue import below_block
+from curvops.linalg.spectral_measures import Measures, Samples
+
+MEMORY = 1 << 31
+"""Bytes that a basis may take, by default; beyond it, independent runs are averaged."""
+
+FIRST_STEPS = 4
+"""Steps of an adaptive run before it looks at its error bar."""
+
+GROWTH = 1.5
+"""By what an adaptive run gets deeper."""
+
+_MOST_PROBES = 32
+_LEAST_STEPS = 4
+
+
+class KrylovAware:
+    """Deflated quadrature whose probes start the deflating space; grows by steps, then by runs.
+
+    Args:
+        products: The matrix ``A``, symmetric ``[P, P]``.
+        floor: A number known to be below the spectrum, or ``None`` to find one.
+        limit: Products that may be made.
+        num_probes: Width of the block, where prescribed.
+        num_steps: Depth of the space, where prescribed.
+        seed: Of the probes.
+        memory: Bytes for a basis.
+
+    Source:
+        Chen & Hallman 2023, Krylov-aware stochastic trace estimation, for the space and its
+        deeper steps. Epperly, Tropp & Webber 2024, XTrace, for leaving a probe out of it.
+    """
+
+    def __init__(
+        self,
+        products: Products,
+        floor: float | None,
+        limit: int,
+        *,
+        num_probes: int | None = None,
+        num_steps: int | None = None,
+        seed: int = 0,
+        memory: int = MEMORY,
+    ) -> None:
+        self._products, self._floor, self._limit = products, floor, limit
+        itemsize = max(products.dtype.itemsize, 4)
+        room = max(memory // (max(products.dim, 1) * itemsize), 2)
+        columns = min(limit, room)
+        if num_probes is None:
+            wide = columns // num_steps if num_steps else math.isqrt(13 * columns // 10)
+            num_probes = max(min(wide, _MOST_PROBES, columns // _LEAST_STEPS), 2)
+        self._width = min(num_probes, products.dim)
+        self._depth = num_steps or max(columns // self._width, 1)
+        self._stream = Probes(products.dim, "gaussian", seed, device=products.device)
+        self._spaces: list[BlockLanczos] = []
+
+    def spend(self) -> None:
+        """Make all the products there are."""
+        self._deepen(self._depth)
+        while self._left >= self._width * self._depth and not self._is_exact:
+            self._deepen(self._depth, fresh=True)
+
+    def begin(self) -> None:
+        """Make a first, small run."""
+        self._deepen(min(FIRST_STEPS, self._depth))
+
+    def grow(self, sampling: float, quadrature: float) -> bool:
+        """Make more products; return whether there were any left."""
+        if self._is_exact:
+            return False
+        space = self._spaces[-1]
+        blocks = min(
+            math.ceil(GROWTH * space.num_blocks),
+            self._depth,
+            space.num_blocks + self._left // self._width,
+        )
+        if blocks > space.num_blocks and not space.is_invariant:
+            self._deepen(blocks)
+            return True
+        if self._left < self._width * self._depth:
+            return False
+        self._deepen(self._depth, fresh=True)
+        return True
+
+    def measures(self, coarse: bool) -> Measures:
+        """Return the samples so far."""
+        spectra = [torch.linalg.eigvalsh(space.dense()) for space in self._spaces]
+        smallest = min(float(values.min()) for values in spectra)
+        largest = max(float(values.abs().max()) for values in spectra)
+        if self._is_exact:
+            ones = torch.ones(1, self._products.dim, dtype=torch.float64)
+            whole = [Samples(spectra[-1].unsqueeze(0), ones)]
+            return Measures(whole, whole, None, smallest, largest, smallest, is_exact=True)
+        floor = self._floor
+        if floor is None:
+            floor = max(below_block(space) for space in self._spaces)
+        floor = min(floor, smallest) - 2.0 * self._products.eps * largest
+        over: list[Samples] = []
+        under: list[Samples] = []
+        half: list[Samples] = []
+        for space in self._spaces:
+            T, parts = space.dense(), _leave_out(space, space.num_blocks)
+            over.append(_samples(T, parts))
+            if floor > -math.inf:
+                under.append(_samples(block_radau(space, floor), parts))
+            if coarse:
+                blocks = (space.num_blocks + 1) // 2
+                half.append(_samples(space.dense(blocks), _leave_out(space, blocks)))
+        return Measures(over, under or None, half or None, smallest, largest, floor)
+
+    @property
+    def _left(self) -> int:
+        return self._limit - self._products.num_matvecs
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether the space is all there is."""
+        return bool(self._spaces) and self._spaces[-1].size == self._products.dim
+
+    def _deepen(self, num_blocks: int, fresh: bool = False) -> None:
+        if fresh or not self._spaces:
+            for space in self._spaces:
+                space.release()
+            capacity = min(self._width * self._depth, self._products.dim)
+            start = self._stream.take(self._width)
+            self._spaces.append(BlockLanczos(self._products, start, capacity=capacity))
+        space = self._spaces[-1]
+        while space.num_blocks < num_blocks and space.step():
+            pass
+
+
+def _leave_out(space: BlockLanczos, num_blocks: int) -> list[tuple[Tensor, Tensor]]:
+    """Return, for every probe, the coordinates in Q of Q_i and of √(P − s_i) v_i.
+
+    The Krylov space of the other probes is found within Q, from T alone: as long as it is not as
+    deep as Q, multiplying with T is multiplying with A.
+    """
+    T, R = space.dense(num_blocks), space.start_coefficients
+    depth = max(num_blocks - 1, 1)
+    if space.is_invariant and num_blocks == space.num_blocks:
+        depth = num_blocks
+    size, count = len(T), R.shape[1]
+    start = torch.zeros(size, count, dtype=torch.float64)
+    start[: len(R)] = R
+    products, parts = Products(T), []
+    for i in range(count):
+        others = torch.cat([start[:, :i], start[:, i + 1 :]], 1)
+        inner = BlockLanczos(products, others, capacity=min(size, depth * count))
+        while inner.num_blocks < depth and inner.step():
+            pass
+        Q, v = inner.basis, start[:, i : i + 1]
+        for _ in range(2):
+            v = v - Q @ (Q.T @ v)
+        radius = max(space.dim - Q.shape[1], 0) ** 0.5
+        parts.append((Q, v * (radius / v.norm().clamp(min=1e-300))))
+    return parts
+
+
+def _samples(M: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Samples:
+    """Return the measures of M, [s, s] or larger, seen from coordinates in its first s rows."""
+    nodes, vectors = torch.linalg.eigh(M)
+    weights = []
+    for Q, v in parts:
+        seen = vectors[: len(Q)].T
+        weights.append((seen @ Q).square().sum(1) + (seen @ v).square().sum(1))
+    return Samples(nodes.unsqueeze(0), torch.stack(weights))
