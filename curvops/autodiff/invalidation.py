@@ -14,6 +14,8 @@ from torch import Tensor
 
 _PERIOD = 251
 """A prime, so that rows and columns of usual sizes get different weights."""
+_SMALL = 2**20
+"""Elements up to which copying a tensor costs less than a call for it alone."""
 
 
 def state_of(tensors: Sequence[Tensor]) -> Any:
@@ -29,11 +31,21 @@ def state_of(tensors: Sequence[Tensor]) -> Any:
     """
     versions = [t._version for t in tensors]
     dense = [t.detach() for t in tensors if t.layout is torch.strided]
-    flat = [_aligned(t.reshape(-1)) for t in dense]
-    bits = torch.stack([_bit_sum(t) for t in flat]).tolist()
-    values = [_value_sum(t) for t in flat if t.is_floating_point()]
+    runs = _runs(dense)
+    bits = torch.stack([_bit_sum(run) for run in runs]).tolist() if runs else []
+    values = [_value_sum(run) for run in runs if run.is_floating_point()]
     pointers = [t.data_ptr() for t in dense]
     return versions, pointers, bits, torch.stack(values).tolist() if values else []
+
+
+def _runs(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Flatten tensors, the small ones of a kind together: a sum then costs a call, not one each."""
+    large = [_aligned(t.reshape(-1)) for t in tensors if t.numel() > _SMALL]
+    small: dict[Any, list[Tensor]] = {}
+    for t in tensors:
+        if t.numel() <= _SMALL:
+            small.setdefault((t.dtype, t.device), []).append(t.reshape(-1))
+    return large + [torch.cat(group) for group in small.values()]
 
 
 def _aligned(flat: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from curvops.autodiff.fusion import depending, fix_factors, fuse
 from curvops.autodiff.linearization import Blocks
+from curvops.autodiff.memory import is_out_of_memory
 from curvops.autodiff.zeros import VIEWS, fold_zeros
 
 _aten = torch.ops.aten
@@ -98,6 +100,7 @@ def trace(
         _forward_copies(graph_module.graph)
     graph = fx_graph_cse(graph_module.graph)
     fold_zeros(graph)
+    fix_factors(graph, len(vector))
     graph.eliminate_dead_code()
     return TracedProduct(graph_module, graph, len(vector))
 
@@ -160,10 +163,7 @@ def split(traced: TracedProduct, lean: bool = False) -> SplitProduct:
     placeholders = [n for n in nodes if n.op == "placeholder"]
     output = next(n for n in nodes if n.op == "output")
     inputs, vector = placeholders[:-num_vector], placeholders[-num_vector:]
-    tangent = set(vector)
-    for node in nodes:
-        if node.op == "call_function" and any(n in tangent for n in node.all_input_nodes):
-            tangent.add(node)
+    tangent = depending(graph, num_vector)
     crossing = [
         n
         for n in nodes
@@ -187,6 +187,7 @@ def split(traced: TracedProduct, lean: bool = False) -> SplitProduct:
     after, env = fx.Graph(), {}
     for node in (*crossing, *vector):
         env[node] = after.placeholder(node.name)
+        env[node].meta = dict(node.meta)
     for node in nodes:
         moved = node in tangent or node in recomputed or node.op == "get_attr"
         if moved and node.op != "placeholder":
@@ -194,9 +195,47 @@ def split(traced: TracedProduct, lean: bool = False) -> SplitProduct:
     after.output(fx.node.map_arg(output.args[0], lambda n: env[n]))
     after.eliminate_dead_code()
     constant = not any(user in tangent for node in vector for user in node.users)
-    one = fx.GraphModule(root, after)
-    block = vmap(one, in_dims=(None,) * len(crossing) + (0,) * num_vector)
-    return SplitProduct(fx.GraphModule(root, primal), one, block, constant)
+    block = _Block(fx.GraphModule(root, after), len(crossing))
+    fused = fx.Graph()
+    fused.output(fused.graph_copy(after, {}))
+    fuse(fused)
+    return SplitProduct(fx.GraphModule(root, primal), fx.GraphModule(root, fused), block, constant)
+
+
+class _Block:
+    """A tangent graph for vectors stacked on a leading axis.
+
+    The second call with a width traces the vectorised graph, which is then fused like the
+    graph of one vector; the first may be a remainder that never comes again.
+    """
+
+    def __init__(self, one: fx.GraphModule, num_fixed: int) -> None:
+        num_vector = len(one.graph.find_nodes(op="placeholder")) - num_fixed
+        self._vectorised = vmap(one, in_dims=(None,) * num_fixed + (0,) * num_vector)
+        self._traced: dict[int, Callable[..., Sequence[Tensor]] | None] = {}
+
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
+        width = len(tensors[-1])
+        if width not in self._traced:
+            self._traced[width] = None
+            return self._vectorised(*tensors)
+        traced = self._traced[width]
+        if traced is None:
+            traced = self._traced[width] = self._trace(tensors)
+        return traced(*tensors)
+
+    def _trace(self, tensors: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+        try:
+            module = make_fx(self._vectorised, tracing_mode="fake", _allow_non_fake_inputs=True)(
+                *tensors
+            )
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            return self._vectorised
+        graph = fx_graph_cse(module.graph)
+        fuse(graph)
+        return fx.GraphModule(module, graph)
 
 
 def _move_cut(crossing: list[fx.Node]) -> tuple[list[fx.Node], set[fx.Node]]:
