@@ -81,8 +81,13 @@ class Products:
 
     @property
     def eps(self) -> float:
-        """Relative rounding of the dtype that products are computed in."""
-        return float(torch.finfo(self.dtype).eps)
+        """Relative error of products: the rounding of their dtype, or more if the matrix says so.
+
+        Operators whose products are iterated to a tolerance have it as ``product_error``,
+        relative to their norm.
+        """
+        rounding = float(torch.finfo(self.dtype).eps)
+        return max(rounding, float(getattr(self._A, "product_error", 0.0)))
 
     @property
     def is_psd(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 from torch import Tensor
 
 from curvops.errors import ShapeError
@@ -77,6 +78,12 @@ class CGInverseLinearOperator(LinearOperator):
     def damping(self) -> float:
         """The δ of this inverse."""
         return float(self._cg.shift)
+
+    @property
+    def product_error(self) -> float:
+        """Error of products, relative to the norm of the inverse: the tolerance of the solver."""
+        rounding = float(torch.finfo(self.dtype).eps)
+        return rounding**0.5 if self._cg.rtol is None else max(rounding, self._cg.rtol)
 
     def prepare(self, num_products: int) -> CGInverseLinearOperator:
         """Announce products with the inverse, each of which is several with the operator."""
