@@ -23,13 +23,17 @@ from torch import Tensor
 from curvops.errors import InputError
 from curvops.linalg.indefinite import indefinite
 from curvops.linalg.matrix import Matrix, Products
+from curvops.linalg.probes import Probes
 from curvops.linalg.sampling import check_count, check_tolerance
 
 MAX_ITER = 1000
 """Steps, by default at most."""
 
-NOISE = 8.0
-"""A curvature below so many roundings of its terms has no sign."""
+NEGATIVE = 8.0
+"""A curvature is negative if it is so by more than this many roundings of ``‖A‖ ‖d‖²``."""
+
+NOTHING = 1.0
+"""And none if it is positive by less than this many: the column goes no further."""
 
 PROGRESS = 0.5
 """A fresh start must shrink the true residual to this, or the products' rounding is met."""
@@ -110,27 +114,13 @@ class ConjugateGradients:
             object.__setattr__(self, "_M", Products(self.preconditioner, "preconditioner"))
 
     def check(self, products: Products) -> None:
-        """Refuse a matrix that is not symmetric, or a preconditioner of another size.
-
-        A matrix that does not say that it is symmetric is asked by two products.
-        """
+        """Refuse a matrix that is not symmetric, or a preconditioner of another size."""
         if self._M is not None and self._M.dim != products.dim:
             raise InputError(
                 f"preconditioner has shape [{self._M.dim}, {self._M.dim}], "
                 f"A [{products.dim}, {products.dim}]."
             )
-        if products.is_self_adjoint or not products.dim:
-            return
-        generator = torch.Generator().manual_seed(0)
-        U = torch.randn(products.dim, 2, generator=generator, dtype=torch.float64)
-        U = U.to(products.device)
-        Y = products(U)
-        difference = float(U[:, 0] @ Y[:, 1] - U[:, 1] @ Y[:, 0])
-        if abs(difference) > 1e3 * products.eps * float(Y.norm(dim=0).sum()):
-            raise InputError(
-                "A is not symmetric, which conjugate gradients need. For least squares use "
-                "A.T @ A, or SciPy's lsmr on A.to_scipy()."
-            )
+        require_symmetric(products, "conjugate gradients need")
 
     def __call__(self, products: Products, B: Tensor, X: Tensor | None = None) -> Answer:
         """Solve for right-hand sides ``[P, K]``, from a start ``X`` ``[P, K]`` or zero.
@@ -154,28 +144,35 @@ class ConjugateGradients:
         residuals = R.norm(dim=0)
         iterations = torch.zeros_like(sizes, dtype=torch.long)
         stagnated = torch.zeros_like(sizes, dtype=torch.bool)
+        scale = torch.zeros_like(sizes.sum())
         while True:
             left = (residuals > target) & ~stagnated & (iterations < limit)
             columns = torch.nonzero(left).flatten()
             if not len(columns):
                 break
             step, made = self._cycle(
-                products, R[:, columns], target[columns], limit - iterations[columns]
+                products, R[:, columns], target[columns], limit - iterations[columns], scale
             )
-            X[:, columns] += step
             iterations[columns] += made
-            R[:, columns] = B[:, columns] - self._multiply(products, X[:, columns])
-            before, residuals[columns] = residuals[columns], R[:, columns].norm(dim=0)
+            before, step = residuals[columns], X[:, columns] + step
+            left_over = B[:, columns] - self._multiply(products, step)
+            after = left_over.norm(dim=0)
             # A column that ran out of steps is told from one that rounding has stopped.
-            met = (residuals[columns] > PROGRESS * before) & (iterations[columns] < limit)
-            stagnated[columns] = met & (residuals[columns] > target[columns])
+            met = (after > PROGRESS * before) & (iterations[columns] < limit)
+            stagnated[columns] = met & (after > target[columns])
+            better = columns[after < before]
+            X[:, better], R[:, better] = step[:, after < before], left_over[:, after < before]
+            residuals[better] = after[after < before]
         converged = residuals <= target
         return Answer(X, residuals, sizes, converged, stagnated, iterations)
 
     def _cycle(
-        self, products: Products, R: Tensor, target: Tensor, limit: Tensor
+        self, products: Products, R: Tensor, target: Tensor, limit: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the steps ``[P, K]`` from zero until the recurrence is content, and how many."""
+        """Return the steps ``[P, K]`` from zero until the recurrence is content, and how many.
+
+        ``scale`` is the largest ``‖A d‖ / ‖d‖`` that was seen, and is kept up to date.
+        """
         X, made = torch.zeros_like(R), torch.zeros_like(limit)
         active = torch.arange(R.shape[1], device=R.device)
         Z = self._precondition(R)
@@ -184,11 +181,13 @@ class ConjugateGradients:
         while len(active):
             AD = self._multiply(products, D)
             curvature = (D * AD).sum(0)
-            noise = NOISE * products.eps * D.norm(dim=0) * AD.norm(dim=0)
-            if bool((curvature < -noise).any()):
-                worst = D[:, int(torch.argmin(curvature + noise))]
+            lengths = D.norm(dim=0)
+            torch.maximum(scale, (AD.norm(dim=0) / lengths).max(), out=scale)
+            noise = products.eps * scale * lengths.square()
+            if bool((curvature < -NEGATIVE * noise).any()):
+                worst = D[:, int(torch.argmin(curvature + NEGATIVE * noise))]
                 raise indefinite(products, worst, self.shift, "solve")
-            goes = curvature > noise
+            goes = curvature > NOTHING * noise
             alpha = torch.where(goes, rz / torch.where(goes, curvature, 1.0), 0.0)
             X[:, active] += alpha * D
             made[active] += 1
@@ -214,3 +213,22 @@ class ConjugateGradients:
                 f"rᵀMr = {float(quotient.min()):.3g}."
             )
         return Z
+
+
+def require_symmetric(products: Products, who: str) -> None:
+    """Raise :class:`InputError` unless ``A`` says that it is symmetric, or two products show it.
+
+    Args:
+        products: The matrix ``A`` ``[P, P]``.
+        who: What needs symmetry, with its verb.
+    """
+    if products.is_self_adjoint or not products.dim:
+        return
+    U = Probes(products.dim, "gaussian", 0, device=products.device).take(2)
+    Y = products(U)
+    difference = float(U[:, 0] @ Y[:, 1] - U[:, 1] @ Y[:, 0])
+    if abs(difference) > products.eps**0.5 * float(Y.norm(dim=0).sum()):
+        raise InputError(
+            f"A is not symmetric, which {who}. For least squares use A.T @ A, or SciPy's lsmr on "
+            "A.to_scipy()."
+        )

@@ -14,7 +14,7 @@ class UnconvergedWarning(UserWarning):
     """An estimate cannot vouch for itself; the message names the remedy."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to a truth value
 class Estimate:
     """A value, its Monte-Carlo error, and a bracket that holds the systematic error too.
 
@@ -78,7 +78,7 @@ class Estimate:
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to a truth value
 class VectorEstimate:
     """A vector, and for every entry its Monte-Carlo error and a bracket.
 

@@ -18,7 +18,7 @@ from curvops.linalg.matrix import Matrix, Products
 from curvops.tensors import Space, Vector
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to a truth value
 class SolveResult:
     """The solution of a linear system, and how well each column solves it.
 

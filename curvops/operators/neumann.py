@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from curvops.errors import InputError
+from curvops.linalg.conjugate_gradients import require_symmetric
 from curvops.linalg.estimate import UnconvergedWarning
 from curvops.linalg.indefinite import indefinite
 from curvops.linalg.lanczos import lanczos
@@ -41,7 +42,7 @@ class NeumannInverseLinearOperator(LinearOperator):
 
     Raises:
         ShapeError: If ``A`` does not map a space to itself.
-        InputError: If an option is impossible. When multiplying: if the series diverges, with a
+        InputError: If ``A`` is not symmetric, or an option is impossible. When multiplying: if the series diverges, with a
             scale that is small enough; IndefiniteError if no scale is, with a shift that helps.
 
     Warns:
@@ -73,6 +74,7 @@ class NeumannInverseLinearOperator(LinearOperator):
         products = Products(A)
         space = space_of(A, products)
         super().__init__(space, space, products.dtype, products.device)
+        require_symmetric(products, "the Neumann series with its check of convergence needs")
         self.A, self.scale = A, float(scale)
         self.rtol = products.eps**0.5 if rtol is None else float(rtol)
         # For |r| <= 1 the sum of r^k is nonnegative; where that fails, products raise.
@@ -119,5 +121,5 @@ class NeumannInverseLinearOperator(LinearOperator):
         raise InputError(
             f"the Neumann series diverges: scale={self.scale:g}, and a term grows by "
             f"{ratio:.4g}. The largest Ritz value of A is {float(values[-1]):.4g}; use a scale "
-            f"below {2 / largest:.3g}, best about {1 / largest:.3g}; or A is not symmetric."
+            f"below {2 / largest:.3g}, best about {1 / largest:.3g}."
         )
