@@ -42,8 +42,9 @@ class NeumannInverseLinearOperator(LinearOperator):
 
     Raises:
         ShapeError: If ``A`` does not map a space to itself.
-        InputError: If ``A`` is not symmetric, or an option is impossible. When multiplying: if the series diverges, with a
-            scale that is small enough; IndefiniteError if no scale is, with a shift that helps.
+        InputError: If ``A`` is not symmetric, or an option is impossible. When multiplying: if
+            the series diverges, with a scale that is small enough; IndefiniteError if no scale
+            is, with a shift that helps.
 
     Warns:
         UnconvergedWarning: When multiplying, if the series has not converged; with the remedy.
