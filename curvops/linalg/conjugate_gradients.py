@@ -171,9 +171,12 @@ class ConjugateGradients:
     ) -> tuple[Tensor, Tensor]:
         """Return the steps ``[P, K]`` from zero until the recurrence is content, and how many.
 
-        ``scale`` is the largest ``‖A d‖ / ‖d‖`` that was seen, and is kept up to date.
+        Residuals need not fall from step to step, and where ``A`` is singular they explode in
+        the end: what is returned is where they were least. ``scale`` is the largest
+        ``‖A d‖ / ‖d‖`` that was seen, and is kept up to date.
         """
         X, made = torch.zeros_like(R), torch.zeros_like(limit)
+        best, least = torch.zeros_like(R), R.norm(dim=0)
         active = torch.arange(R.shape[1], device=R.device)
         Z = self._precondition(R)
         D = Z.clone()
@@ -192,12 +195,15 @@ class ConjugateGradients:
             X[:, active] += alpha * D
             made[active] += 1
             R = R - alpha * AD
-            goes &= (R.norm(dim=0) > target[active]) & (made[active] < limit[active])
+            norms = R.norm(dim=0)
+            better = active[norms < least[active]]
+            best[:, better], least[better] = X[:, better], norms[norms < least[active]]
+            goes &= (norms > target[active]) & (made[active] < limit[active])
             active, R, D, before = active[goes], R[:, goes], D[:, goes], rz[goes]
             Z = self._precondition(R)
             rz = (R * Z).sum(0)
             D = Z + (rz / before) * D
-        return X, made
+        return best, made
 
     def _multiply(self, products: Products, X: Tensor) -> Tensor:
         return products(X) + self.shift * X if self.shift else products(X)

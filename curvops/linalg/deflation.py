@@ -21,15 +21,18 @@ _LEAVES_OUT = ("xtrace", "xdiag")
 class Deflated:
     """Samples of a quantity that is known on the basis of a sketch, and sampled outside.
 
-    A subclass states the part on the basis (:meth:`_base`), the sample of a fresh probe that is
-    orthogonal to it (:meth:`_rest`), and both together for the sketch's own probes, each from
-    the basis without it (:meth:`_left_out`).
+    A subclass states the part on the basis (:meth:`_base`), the sample of a fresh probe,
+    orthogonal to it unless asked for whole (:meth:`_rest`), and both together for the sketch's
+    own probes, each from the basis without it (:meth:`_left_out`).
 
     Args:
         method: ``"hutchinson"`` (no sketch), ``"hutch++"`` (a sketch whose own probes say
             nothing more), ``"xtrace"`` or ``"xdiag"`` (they do).
         sketch: The sketch, still empty.
     """
+
+    takes_whole_probes = False
+    """Whether :meth:`_rest` is given probes with their part inside the basis."""
 
     def __init__(self, method: str, sketch: Sketch) -> None:
         self.method, self.sketch = method, sketch
@@ -56,7 +59,7 @@ class Deflated:
             return
         if self._known is None:
             self._known = self._base()
-        for X in self.sketch.fresh(count):
+        for X in self.sketch.fresh(count, whole=self.takes_whole_probes):
             yield self._known + self._rest(X)
 
     def _base(self) -> Tensor:
@@ -68,5 +71,5 @@ class Deflated:
         raise NotImplementedError
 
     def _rest(self, X: Tensor) -> Tensor:
-        """Return the samples ``[n, M]`` of probes ``[P, n]`` outside the basis."""
+        """Return what the basis leaves, ``[n, M]``, as seen by fresh probes ``[P, n]``."""
         raise NotImplementedError

@@ -136,6 +136,7 @@ def diagonal(
 class _Diagonal(Deflated):
     """Samples of the diagonal."""
 
+    takes_whole_probes = True  # A is deflated from the left alone
     transposed = 0
     """Products with the transpose."""
 

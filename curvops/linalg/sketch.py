@@ -95,10 +95,14 @@ class Sketch:
             S[:, Vt.square().sum(0) < 1 - LEVERAGE] = 0.0
         return S
 
-    def fresh(self, count: int) -> Iterator[Tensor]:
-        """Yield new probes without their part inside the basis, in blocks ``[P, n]``."""
+    def fresh(self, count: int, *, whole: bool = False) -> Iterator[Tensor]:
+        """Yield new probes, whole or without their part inside the basis, in blocks ``[P, n]``."""
         while count > 0:
             X = self.probes.take(min(count, self.chunk_size))
+            if whole:
+                count -= X.shape[1]
+                yield X
+                continue
             for _ in range(2):
                 X = X - self.Q @ (self.Q.T @ X)
             if self.rescales:

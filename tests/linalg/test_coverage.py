@@ -89,10 +89,16 @@ def test_diagonal_entrywise_on_average(method: str, name: str, num_matvecs: int)
     check(functools.partial(diagonal, A, method), A.diagonal(), num_matvecs=num_matvecs)
 
 
+def test_diagonal_beyond_the_largest_sketch() -> None:
+    A = matrix("harmonic")
+    check(functools.partial(diagonal, A), A.diagonal(), num_matvecs=40, max_rank=6)
+
+
 @pytest.mark.parametrize("num_matvecs", [8, 25])
 @pytest.mark.parametrize("name", ["geometric", "harmonic", "indefinite"])
 @pytest.mark.parametrize("method", ["hutchinson", "xtrace"])
 def test_frobenius_norm(method: str, name: str, num_matvecs: int) -> None:
     A = matrix(name)
     truth = SPECTRA[name].norm()
+    check(functools.partial(frobenius_norm, A, method), truth, num_matvecs=30, max_rank=6)
     check(functools.partial(frobenius_norm, A, method), truth, num_matvecs=num_matvecs)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from curvops.errors import InputError, NonFiniteError, ShapeError
-from curvops.linalg.diagonal import diagonal
+from curvops.linalg.diagonal import _Diagonal, diagonal
 from curvops.linalg.estimate import UnconvergedWarning
+from curvops.linalg.matrix import Products
 from curvops.linalg.probes import Probes
+from curvops.linalg.sketch import Sketch
 from tests.linalg.test_trace import _Largest, geometric, spectral
 from tests.operators.dense import MatrixOperator, general, random
 
@@ -59,13 +61,25 @@ def test_xdiag_is_its_definition(symmetric: bool, distribution: str) -> None:
     assert estimate.num_matvecs == 2 * k + (0 if symmetric else k)
 
 
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian", "sphere"])
+@pytest.mark.parametrize("max_rank", [2, 64])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_mean_over_seeds_is_the_diagonal(method: str) -> None:
+def test_the_mean_over_seeds_is_the_diagonal(method: Any, max_rank: int, distribution: Any) -> None:
+    """Also where further probes go to what the largest sketch leaves."""
     A = random(20, 20)
-    values = torch.stack(
-        [diagonal(A, method, num_matvecs=7, seed=seed).value for seed in range(300)]
-    )
+    options = {"num_matvecs": 12, "max_rank": max_rank, "distribution": distribution}
+    values = torch.stack([diagonal(A, method, seed=s, **options).value for s in range(300)])
     errors = (values.mean(0) - A.diagonal()) / (values.std(0) / 300**0.5)
+    assert float(errors.abs().max()) < 4
+
+
+def test_fresh_probes_see_the_whole_remainder() -> None:
+    """Given a sketch, their mean is the diagonal: A is deflated from the left alone."""
+    A = random(8, 8)
+    sampler = _Diagonal("xdiag", Sketch(Products(A), "rademacher", 0, 1000))
+    sampler.grow(2)
+    samples = torch.cat(list(sampler.sample(20_000)))
+    errors = (samples.mean(0) - A.diagonal()) / (samples.std(0) / 20_000**0.5)
     assert float(errors.abs().max()) < 4
 
 

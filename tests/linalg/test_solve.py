@@ -193,7 +193,10 @@ def test_singular_systems() -> None:
     with pytest.warns(UnconvergedWarning):
         inconsistent = solve(A, x)
     assert not inconsistent.all_converged
-    assert bool(torch.isfinite(inconsistent.solution).all())
+    null = torch.linalg.eigh(A).eigenvectors[:, :5]
+    least = float((null.T @ x).norm())  # nothing can be done about this part of x
+    # Conjugate gradients do not minimise the residual, but the best that they saw is returned.
+    assert least <= float(inconsistent.residual_norms) < 0.8 * float(x.norm())
     with pytest.warns(UnconvergedWarning):
         solve(0 * A, x)
 
