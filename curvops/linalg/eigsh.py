@@ -26,11 +26,14 @@ from curvops.linalg.estimate import UnconvergedWarning
 from curvops.linalg.krylov_basis import KrylovBasis, Ritz
 from curvops.linalg.matrix import Matrix, Products
 from curvops.linalg.probes import Probes
-from curvops.linalg.thick_restart import Task, ThickRestart, search_length
+from curvops.linalg.thick_restart import FINE, Task, ThickRestart, search_length
 from curvops.linalg.wanted import WHICH, Which, wanted
 
 BASIS_BYTES = 2 * 2**30
 """The basis takes no more than this unless k asks for more."""
+
+_CLOSE = 5
+"""A previous result whose residuals are this many times too large is close."""
 
 
 def eigsh(
@@ -61,7 +64,8 @@ def eigsh(
         which: ``"LM"`` largest magnitude, ``"LA"`` largest, ``"SA"`` smallest, ``"BE"`` half from
             each end, one more from the high end if k is odd.
         tol: The residual asked for, relative to the eigenvalue: by default 1e-8 for float64
-            and 1e-4 for float32 products. 0 asks for what rounding allows.
+            and 1e-4 for float32 products, 8 roundings for coarser ones. 0 asks for what rounding
+            allows.
         v0: Where to start, ``[P]``, or ``[P, b]`` for a block; random by default.
         ncv: The largest number of basis vectors, more than k; by default enough for most
             problems to converge without a restart, within 2 GiB but at least 2k + 20.
@@ -70,7 +74,8 @@ def eigsh(
             largest multiplicity finds all copies at once.
         seed: An integer, or a generator from which one is drawn.
         return_eigenvectors: Whether to compute the vectors.
-        warm_start: The result for a matrix that was not very different, or vectors ``[P, m]``.
+        warm_start: The result for a matrix that was not very different, or vectors ``[P, m]``
+            that are all multiplied at once.
         basis_device: Where Krylov vectors live, for example ``"cpu"`` when memory on the
             accelerator is short; by default with the matrix.
         basis_dtype: What they are stored in; by default what products are computed in, at least
@@ -93,11 +98,14 @@ def eigsh(
             does not allow what was asked.
 
     Note:
-        After convergence a random direction ``z`` in the complement of the basis is searched
-        for missed copies, for about ln(20 √P) products. A copy that stands out from the rest of
-        the spectrum by a quarter of its spread or more is found with a probability of 90 % or
-        more (Kuczyński & Woźniakowski 1992, Theorem 4.2, for the shape of the bound). Each
-        find doubles the length of the next search.
+        How copies of multiple eigenvalues are found. Once what stands out of the spectrum has
+        converged, a random direction of a tenth of the residual that is asked for is mixed into
+        the iteration: copies grow out of it while the rest converges, at no cost. If they had no
+        time for that, or if some have been found, a random direction in the complement of the
+        basis is searched on its own, until its largest Ritz value is too far from what is wanted
+        (Kuczyński & Woźniakowski 1992, Theorem 4.2), or a gap of 2 % of the spread would have
+        been resolved. A single copy closer than that to the k-th eigenvalue may be missed; then
+        the eigenvalue in its place is off by no more than that gap.
 
     Source:
         Wu & Simon, Thick-restart Lanczos method for large symmetric eigenvalue problems, SIAM J.
@@ -116,12 +124,14 @@ def eigsh(
     begin = time.perf_counter()
     products = Products(A)
     P = products.dim
+    if not P:
+        raise InputError("A is empty, [0, 0]; it has no eigenpairs.")
     _check_count(k, "k", 1, P)
     _check_count(block_size, "block_size", 1, P)
     if which not in WHICH:
         raise InputError(f"which must be one of {', '.join(WHICH)}, got {which!r}.")
     if tol is None:
-        tol = 1e-8 if products.eps < 1e-12 else 1e-4 if products.eps < 1e-6 else products.eps
+        tol = 1e-8 if products.eps < 1e-12 else 1e-4 if products.eps < 1e-6 else 8 * products.eps
     if not 0 <= tol < 1:
         raise InputError(f"tol is a relative residual in [0, 1), got {tol!r}.")
     dtype = basis_dtype or torch.promote_types(products.dtype, torch.float32)
@@ -142,7 +152,9 @@ def eigsh(
         return _dense(products, task, device, dtype, return_eigenvectors, begin)
     products.prepare(min(most, 5 * k + 30))
     probes = Probes(P, "gaussian", seed)
-    basis = KrylovBasis(products, min(P, ncv + 2 * search_length(P)), probes, device, dtype)
+    basis = KrylovBasis(products, min(P, ncv + search_length(P, FINE)), probes, device, dtype)
+    if isinstance(warm_start, EighResult) and start is not None:
+        start = _from_previous(products, warm_start, start, tol)
     if start is not None:
         basis.inject(start.T)
     basis.inject(count=block_size - basis.block)
@@ -259,6 +271,19 @@ def _start(v0: Tensor | None, warm_start: EighResult | Tensor | None, dim: int) 
     if not bool(columns.any()):
         raise InputError(f"{name} is zero; a start must have a direction.")
     return columns
+
+
+def _from_previous(products: Products, previous: EighResult, vectors: Tensor, tol: float) -> Tensor:
+    """Return the vectors of a previous result, or their sum if the matrix has changed much.
+
+    One product shows how much. A block of all vectors pays if a step or two will do; otherwise
+    their sum is the better start, which holds little of anything else.
+    """
+    mixed = vectors.sum(1)
+    values = previous.eigenvalues.to(vectors.device, vectors.dtype)
+    change = float((products(mixed) - vectors @ values).norm()) / vectors.shape[1] ** 0.5
+    least = max(tol, products.eps) * float(values.abs().min())
+    return vectors if change <= _CLOSE * least else mixed.unsqueeze(1)
 
 
 def _check_count(value: int, name: str, least: int, most: int | None) -> None:

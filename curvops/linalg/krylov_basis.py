@@ -151,7 +151,9 @@ class KrylovBasis:
         H = self._H[: self.size, : self.size]
         S, D = (H + H.T) / 2, (H - H.T) / 2
         values, rotation = torch.linalg.eigh(S)
-        leaving = (torch.cat([self._B, self._C]) @ rotation).norm(dim=0)
+        outside = torch.cat([self._R, self._P])
+        gram = (outside @ outside.T).to("cpu", torch.float64)
+        leaving = _lengths(torch.cat([self._B, self._C]) @ rotation, gram)
         inside = (D @ rotation).norm(dim=0)
         rounding = inside.new_tensor(self.rounding)
         return Ritz(values, rotation, leaving, torch.hypot(inside, rounding))
@@ -238,6 +240,11 @@ class KrylovBasis:
         Q, M, dropped = _orthonormal(W, 10 * self.eps * self.scale, V)
         self._dropped = max(self._dropped, dropped)
         return Q, M
+
+
+def _lengths(columns: Tensor, gram: Tensor) -> Tensor:
+    """Return the norms of combinations of vectors with this Gram matrix."""
+    return (columns * (gram @ columns)).sum(0).clamp(min=0).sqrt()
 
 
 def _remove(V: Tensor, W: Tensor) -> Tensor:

@@ -74,7 +74,8 @@ class Products:
             raise DTypeError(f"{name} has dtype {A.dtype}; expected a real floating dtype.")
         self._A, self._name = A, name
         self.rows, self.dim = int(shape[0]), int(shape[1])
-        self.dtype, self.device = A.dtype, torch.device(A.device)
+        # Some operators without data of their own say that they live nowhere.
+        self.dtype, self.device = A.dtype, torch.device(A.device or "cpu")
         self.num_matvecs = 0
         self.seconds = 0.0
         self._bar: tqdm[Any] | None = None

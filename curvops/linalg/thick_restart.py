@@ -13,7 +13,10 @@ from curvops.linalg.matrix import Products
 from curvops.linalg.wanted import Which, margin, prominence, wanted
 
 STANDS_OUT = 0.25
-"""A missed copy is looked for where it stands out by so much of the spread of the rest."""
+"""An eigenvalue stands out if it is so much of the spread of the rest away from the last wanted."""
+
+FINE = 0.02
+"""The finest gap, in the same units, that a search for missed copies resolves."""
 
 UNLUCKY = 0.1
 """It is found unless a random direction has less than so much of its typical share of it."""
@@ -86,10 +89,10 @@ class ThickRestart:
         self._products, self._basis, self._task = products, basis, task
         # The one largest eigenvalue has no copies to miss, unless the start is blind to it.
         self._suspicious = task.k > 1 or not generic
-        self._length = search_length(products.dim)
+        self._finds = 0
         self._perturbed: tuple[int, int] | None = None
         self._steps = 0
-        self._due, self._last = 2 * task.k, (0, math.inf)
+        self._due, self._last = 2 * task.k if generic else basis.block, (0, math.inf)
         self.restarts, self.checks, self.exhausted = 0, 0, False
 
     def run(self) -> Ritz:
@@ -98,12 +101,15 @@ class ThickRestart:
             ritz = self._converge()
             if self.exhausted or self._basis.full or not self._suspicious:
                 return ritz
-            if self._would_have_shown(ritz):
+            length = search_length(self._products.dim, FINE)
+            if self._is_multiple(ritz):  # a search for the same again takes as long as the first
+                length = min(max(length, self._steps), self._task.ncv // 2)
+            elif self._would_have_shown(ritz):
                 return ritz
-            if self._basis.size + self._length > self._basis.rows:
+            if self._basis.size + length > self._basis.rows:
                 self._restart(ritz)
                 ritz = self._basis.ritz()
-            if not self._finds_more(ritz):
+            if self._excess(ritz) <= 1 and not self._finds_more(ritz, length):
                 return ritz
 
     def _converge(self) -> Ritz:
@@ -122,12 +128,18 @@ class ThickRestart:
                 self._steps += 1
             if basis.size >= min(self._due, task.ncv) or not basis.block:
                 ritz = basis.ritz()
-                excess = task.excess(ritz)[task.chosen(ritz)]
-                if basis.size >= task.k and float(excess.max()) <= 1:
+                excess = self._excess(ritz)
+                if excess <= 1:
                     return ritz
                 if basis.size > task.k:
-                    self._perturb(ritz, excess)
-                self._schedule(float(excess.max()))
+                    self._perturb(ritz)
+                self._schedule(excess)
+
+    def _excess(self, ritz: Ritz) -> float:
+        """Return the worst of the wanted pairs; infinity if there are too few."""
+        chosen = self._task.chosen(ritz)
+        enough = len(chosen) == self._task.k
+        return float(self._task.excess(ritz)[chosen].max()) if enough else math.inf
 
     def _restart(self, ritz: Ritz) -> None:
         """Keep what is wanted and about half of the rest."""
@@ -147,7 +159,7 @@ class ThickRestart:
             wait = min(2 * wait, int(0.5 * math.log(excess) / fall))
         self._due, self._last = size + max(wait, 1), (made, excess)
 
-    def _perturb(self, ritz: Ritz, excess: Tensor) -> None:
+    def _perturb(self, ritz: Ritz) -> None:
         """Once all that stands out has converged, mix a random direction into the residual.
 
         A copy of an eigenvalue that stands out grows out of it while the rest converges, at no
@@ -158,8 +170,9 @@ class ThickRestart:
         before = -1 if self._perturbed is None else self._perturbed[0]
         if not (self._suspicious and task.tol) or int(outstanding.sum()) <= before:
             return
-        if bool((excess[outstanding] <= 1).all()):
-            smallest = float(task.thresholds(ritz)[task.chosen(ritz)].min())
+        chosen = task.chosen(ritz)
+        if bool((task.excess(ritz)[chosen][outstanding] <= 1).all()):
+            smallest = float(task.thresholds(ritz)[chosen].min())
             share = self._basis.perturb(PERTURBATION * smallest)
             if share:
                 self.checks += 1
@@ -167,13 +180,24 @@ class ThickRestart:
                 self._perturbed = int(outstanding.sum()), due
 
     def _would_have_shown(self, ritz: Ritz) -> bool:
-        """Return whether copies of what stands out have had the time to grow out of noise."""
+        """Return whether copies of what stands out have had the time to grow out of noise.
+
+        Something must stand out: where eigenvalues are multiple, all are as a rule.
+        """
         if self._perturbed is None or not self._basis.block:
             return False
         count, due = self._perturbed
-        return int(_outstanding(ritz, self._task).sum()) <= count and self._steps >= due
+        return 0 < int(_outstanding(ritz, self._task).sum()) <= count and self._steps >= due
 
-    def _finds_more(self, ritz: Ritz) -> bool:
+    def _is_multiple(self, ritz: Ritz) -> bool:
+        """Return whether copies have been found; converged values agree to their square."""
+        if self._finds or self.checks > 1:
+            return True
+        values = ritz.values[self._task.chosen(ritz)]
+        close = 0.01 * self._task.tol * values.abs().max() + self._basis.rounding
+        return bool((values.diff() <= close).any())
+
+    def _finds_more(self, ritz: Ritz, length: int) -> bool:
         """Search a random direction of the complement for what is wanted; join it if there is."""
         basis, task = self._basis, self._task
         chosen = task.chosen(ritz)
@@ -184,23 +208,24 @@ class ThickRestart:
         if not basis.inject():
             return False
         self.checks += 1
-        for step in range(1, min(self._length, basis.rows - start) + 1):
+        for step in range(1, min(length, basis.rows - start) + 1):
             if self._products.num_matvecs >= task.max_matvecs:
                 self.exhausted = True
                 break
             basis.expand()
-            others = torch.cat([rest, torch.linalg.eigvalsh(basis.compressed(start))])
-            away, spread = margin(others, before, task.which), float(others.max() - others.min())
-            gap = away / spread if spread else math.inf
+            values = torch.linalg.eigvalsh(basis.compressed(start))
+            away = margin(values, before, task.which)
+            values = torch.cat([rest, values])
+            gap = away / max(float(values.max() - values.min()), away, 1e-300)
             if away < -slack or not basis.block:
                 break
-            if gap > STANDS_OUT and step >= search_length(self._products.dim, gap):
+            if gap > 0 and step >= search_length(self._products.dim, gap):
                 break
         merged = basis.ritz()
         if float((merged.values[task.chosen(merged)] - before).abs().max()) <= slack:
             return False
         basis.rejoin(max(1, (task.ncv - task.k) // 2))
-        self._length = min(2 * self._length, basis.rows - task.k - 1)
+        self._finds += 1
         self._due, self._last, self._perturbed = 0, (0, math.inf), None
         return True
 
@@ -220,7 +245,7 @@ def search_length(dim: int, gap: float = STANDS_OUT, share: float = 1.0) -> int:
         >>> search_length(10**6), search_length(10**6, gap=2.0), search_length(100)
         (11, 5, 6)
     """
-    steps = math.log(2 * math.sqrt(dim) / (UNLUCKY * share)) / math.acosh(1 + 2 * gap)
+    steps = math.log(2 * math.sqrt(dim) / (UNLUCKY * share)) / math.acosh(1 + 2 * max(gap, 1e-9))
     return math.ceil(steps)
 
 
