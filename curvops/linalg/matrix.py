@@ -75,7 +75,8 @@ class Products:
         self._A, self._name = A, name
         self.rows, self.dim = int(shape[0]), int(shape[1])
         # Some operators without data of their own say that they live nowhere.
-        self.dtype, self.device = A.dtype, torch.device(A.device or "cpu")
+        device: torch.device | None = A.device
+        self.dtype, self.device = A.dtype, torch.device("cpu" if device is None else device)
         self.num_matvecs = 0
         self.seconds = 0.0
         self._bar: tqdm[Any] | None = None

@@ -1,4 +1,4 @@
-"""Eigenpairs against dense float64: multiplicity, clusters, noise, every end, every kind of matrix."""
+"""Eigenpairs against dense float64: multiplicity, clusters, noise, every end and kind of matrix."""
 
 from __future__ import annotations
 
@@ -389,7 +389,6 @@ def test_announces_its_products() -> None:
 
 def test_curvlinops() -> None:
     curvlinops = pytest.importorskip("curvlinops")
-    operator, _ = softmax_regression()
     g = torch.Generator().manual_seed(0)
     X = torch.randn(20, 30, generator=g, dtype=torch.float64)
     y = torch.randint(4, (20,), generator=g)
