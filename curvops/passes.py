@@ -151,6 +151,13 @@ class Passes:
         Returns:
             The product ``[P, K]``. Memory beyond a few copies of it does not depend on K.
         """
+        vectors = columns.T
+        group = keeper.group(vectors)
+        if group < len(vectors):
+            product = torch.empty_like(vectors, memory_format=torch.contiguous_format)
+            for part, result in zip(vectors.split(group), product.split(group), strict=True):
+                result.copy_(self.sum_products(keeper, part.T).T)
+            return product.T
         try:
             return self._sum_products(keeper, columns)
         except (RuntimeError, MemoryError) as error:
@@ -192,19 +199,28 @@ class Passes:
             roots: ``(prediction, y)`` to the columns s_r, of the prediction's shape, and their
                 signs ``[N]`` (``None`` for all positive).
         """
-
-        def inner(prediction: Tensor, root: Tensor) -> Tensor:
-            return (prediction * root).sum()
-
         for batch in self._data:
             for root, signs in roots(self._predict(batch), batch.y):
                 weights = torch.ones(batch.size).to(root) if signs is None else signs
                 with preserved_rng():
                     term, start = self._zeros(), 0
-                    for block in self._individual_gradients(inner, batch, root):
+                    for block in self._individual_gradients(_inner, batch, root):
                         term += weights[start : start + len(block)].to(block) @ block**2
                         start += len(block)
                 yield term
+
+    @torch.inference_mode(False)
+    def pullbacks(self, roots: Callable[[Tensor, Any], Iterable[Tensor]]) -> Iterator[Tensor]:
+        """Yield the individual J_nᵀ s_nr in blocks ``[n, P]``: by batch, then by r, then by datum.
+
+        Args:
+            roots: ``(prediction, y)`` to the columns s_r, of the prediction's shape.
+        """
+        for batch in self._data:
+            for root in roots(self._predict(batch), batch.y):
+                with preserved_rng():
+                    blocks = list(self._individual_gradients(_inner, batch, root))
+                yield from blocks
 
     def flat(self, blocks: Blocks) -> Tensor:
         """Concatenate one tensor per parameter into a flat vector ``[P]``."""
@@ -241,3 +257,7 @@ class Passes:
 
     def _count(self, batch: Batch) -> float:
         return self.loss_func.normalizer(batch.y, batch.size, lambda: self._predict(batch))
+
+
+def _inner(prediction: Tensor, root: Tensor) -> Tensor:
+    return (prediction * root).sum()

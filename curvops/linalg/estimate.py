@@ -145,4 +145,4 @@ def _rounded(value: float, error: float) -> str:
     if not (math.isfinite(value) and math.isfinite(error)) or error <= 0:
         return f"{value:.10g}"
     decimals = 1 - math.floor(math.log10(error))
-    return f"{value:.{decimals}f}" if 0 <= decimals <= 12 else f"{value:.10g}"
+    return f"{value:.{max(decimals, 0)}f}" if decimals <= 12 else f"{value:.10g}"

@@ -19,6 +19,7 @@ from curvops.linalg.logdet_function import LABELS, OnNegative
 from curvops.linalg.logdet_gram import MEMORY as GRAM_MEMORY
 from curvops.linalg.logdet_gram import check_factor, gram_spectrum
 from curvops.linalg.logdet_krylov import KrylovAware
+from curvops.linalg.logdet_preconditioned import Preconditioned, Preconditioner
 from curvops.linalg.logdet_slq import SLQ
 from curvops.linalg.matrix import Matrix, Products
 from curvops.linalg.probes import Distribution
@@ -47,7 +48,7 @@ GRAM_RANK = 2000
 def logdet(A: Matrix, shift: Sequence[float] | Tensor, **options: Any) -> list[Estimate]: ...
 @overload
 def logdet(A: Matrix, shift: float = 0.0, **options: Any) -> Estimate: ...
-def logdet(
+def logdet(  # type: ignore[misc]  # the overloads leave out what the options are
     A: Matrix,
     shift: float | Sequence[float] | Tensor = 0.0,
     *,
@@ -62,6 +63,7 @@ def logdet(
     on_negative: OnNegative = "raise",
     lower_bound: float | None = None,
     factor: Any = None,
+    preconditioner: Preconditioner | None = None,
     memory: int | None = None,
     seed: int | torch.Generator = 0,
     progress: bool = False,
@@ -114,6 +116,9 @@ def logdet(
         lower_bound: A number below all eigenvalues of ``A``, where one is known.
         factor: V with ``A = VVᵀ``, a tensor or anything with ``@`` and ``T``; or ``(V, c)`` with
             ``A = VVᵀ + cI``.
+        preconditioner: An approximation M of A + δI with ``logdet()`` and ``inverse_sqrt()``;
+            then log det M + tr log M^(-1/2) (A + δI) M^(-1/2) is estimated, for a single shift.
+            ``lower_bound`` is that of the preconditioned matrix.
         memory: Bytes for Lanczos vectors (2 GiB for ``"krylov"``, 256 MiB for ``"slq"``) or
             columns of a factor. ``"krylov"`` averages independent runs of that size.
         seed: An integer, or a generator. The global generator is not used.
@@ -135,18 +140,19 @@ def logdet(
 
     Example:
         >>> import torch
-        >>> A = torch.diag(torch.logspace(-4, 0, 2000, dtype=torch.float64))
-        >>> truth = float(torch.logspace(-4, 0, 2000, dtype=torch.float64).log().sum())
-        >>> e = logdet(A, method="krylov", lower_bound=1e-4)
-        >>> e.lower <= truth <= e.upper
+        >>> eigenvalues = torch.arange(1.0, 2001.0, dtype=torch.float64) ** -2
+        >>> e, f = logdet(torch.diag(eigenvalues), [1e-3, 1e-2], method="krylov", lower_bound=0.0)
+        >>> e.lower <= float((eigenvalues + 1e-3).log().sum()) <= e.upper
         True
         >>> logdet(2.0 * torch.eye(3), shift=[0.0, 2.0])[1].value  # 3 log 4
         4.15888...
     """
     start = time.perf_counter()
-    products = Products(A)
-    shifts = _shifts(shift)
+    shifts, known = _shifts(shift), 0.0
     _check(on_negative, shifts, lower_bound)
+    if preconditioner is not None:
+        A, shifts, known = _relative(A, shifts, preconditioner, method, on_negative)
+    products = Products(A)
     options = _options(num_probes, num_steps, memory, seed)
     budget = Budget.of(num_matvecs, rtol, atol, max_matvecs)
     way, V = _choose(A, products, method, factor, num_matvecs)
@@ -166,6 +172,7 @@ def logdet(
                 else KrylovAware(products, floor, limit, **options)
             )
             answers = _sampled(sampler, products, shifts, on_negative, budget, limit)
+    answers = [answer.plus(known) for answer in answers]
     estimates = [
         Estimate(
             value=answer.value,
@@ -180,7 +187,10 @@ def logdet(
         )
         for answer in answers
     ]
-    _vouch(estimates, answers, shifts, budget)
+    doubtful = [i for i, e in enumerate(estimates) if not e.converged]
+    if doubtful:
+        worst = max(doubtful, key=lambda i: answers[i].half_width)
+        estimates[worst].vouched(_remedy(answers[worst], shifts[worst], len(doubtful), budget))
     return estimates if _is_many(shift) else estimates[0]
 
 
@@ -228,6 +238,24 @@ def _sampled(
         worst = max(open_ones, key=lambda a: a.half_width / max(_tolerance(budget, a), 1e-300))
         if not sampler.grow(worst.sampling, worst.quadrature):
             return found
+
+
+def _relative(
+    A: Matrix,
+    shifts: list[float],
+    preconditioner: Preconditioner,
+    method: Method,
+    on_negative: OnNegative,
+) -> tuple[Matrix, list[float], float]:
+    """Return the preconditioned matrix, its shift 0, and the log-determinant that is known."""
+    if len(shifts) != 1 or on_negative != "raise" or method == "gram":
+        raise InputError(
+            'preconditioner= takes a single shift, on_negative="raise", and no method="gram": a '
+            f"preconditioner belongs to its shift. Got {len(shifts)} shifts, "
+            f"on_negative={on_negative!r}, method={method!r}."
+        )
+    relative = Preconditioned(A, shifts[0], preconditioner)
+    return relative, [0.0], float(preconditioner.logdet())
 
 
 def _choose(
@@ -296,28 +324,24 @@ def _tolerance(budget: Budget, answer: Answer) -> float:
     return RTOL * abs(answer.value)
 
 
-def _vouch(
-    estimates: list[Estimate], answers: list[Answer], shifts: list[float], budget: Budget
-) -> None:
-    """Warn once, about the worst of the estimates that have not converged."""
-    doubtful = [i for i, e in enumerate(estimates) if not e.converged]
-    if not doubtful:
-        return
-    worst = max(doubtful, key=lambda i: answers[i].half_width)
-    answer = answers[worst]
+def _remedy(answer: Answer, shift: float, num_doubtful: int, budget: Budget) -> str:
+    """Return what to do about the worst of the estimates that have not converged."""
     asked = f"rtol={budget.rtol:g}, atol={budget.atol:g}" if budget.adaptive else f"rtol={RTOL:g}"
     limit = "max_matvecs" if budget.adaptive else "num_matvecs"
     if math.isinf(answer.quadrature):
         remedy = (
-            "Nothing seen excludes eigenvalues of A at minus the shift. Pass lower_bound= (0 for "
+            "nothing seen excludes eigenvalues of A at minus the shift. Pass lower_bound= (0 for "
             f"a positive semidefinite matrix), a larger shift, or a larger {limit}."
         )
     elif answer.quadrature > answer.sampling:
-        remedy = f"The rules disagree: raise {limit}, num_steps, or the shift (asked: {asked})."
+        remedy = (
+            f"Gauss and Gauss-Radau disagree (asked: {asked}). Raise {limit}, or num_steps with "
+            "fewer num_probes, or the shift."
+        )
     else:
-        remedy = f"The probes scatter: raise {limit} (asked: {asked})."
-    others = f" So are {len(doubtful) - 1} other shifts." if len(doubtful) > 1 else ""
-    estimates[worst].vouched(f"At shift {shifts[worst]:g}: {remedy}{others}")
+        remedy = f"the probes scatter (asked: {asked}). Raise {limit}."
+    others = f" {num_doubtful} shifts have not converged." if num_doubtful > 1 else ""
+    return f"At shift {shift:g} {remedy}{others}"
 
 
 def _is_many(shift: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.special import stdtrit
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from curvops.linalg.logdet_dense import Spectrum
 from curvops.linalg.logdet_function import OnNegative, indefinite, sensitivity, shifted_log
-from curvops.linalg.spectral_measures import Measures, integrate
+from curvops.linalg.spectral_measures import Measures, integrate, standard_error
 
 _THREE_SIGMA = 0.9986501019683699
 """The normal distribution's mass below three standard deviations."""
@@ -23,7 +23,7 @@ class Answer:
 
     Attributes:
         value: The middle of the two means.
-        stderr: The standard error of it over the probes.
+        stderr: The standard error over the probes, the larger of the two means'.
         lower: Lower end of the bracket.
         upper: Upper end.
         samples: What each probe says ``[N]``; empty where nothing was sampled.
@@ -43,6 +43,16 @@ class Answer:
     def half_width(self) -> float:
         """The larger distance of an end of the bracket from the value."""
         return max(self.upper - self.value, self.value - self.lower)
+
+    def plus(self, known: float) -> Answer:
+        """Return the answer with a known number added."""
+        return replace(
+            self,
+            value=self.value + known,
+            lower=self.lower + known,
+            upper=self.upper + known,
+            samples=self.samples + known,
+        )
 
 
 def from_spectrum(spectrum: Spectrum, shift: float, on_negative: OnNegative) -> Answer:
@@ -77,27 +87,25 @@ def from_measures(measures: Measures, shift: float, on_negative: OnNegative, eps
     if measures.is_exact:
         value = float(over.mean())
         return Answer(value, 0.0, value - rounding, value + rounding, over[:0])
-    tau = three_sigma(len(over))
+    tau, stderr = three_sigma(len(over)), standard_error(measures.over, f)
+    value, upper = float(over.mean()), float(over.mean()) + tau * stderr + rounding
     if on_negative != "raise" and measures.floor < 0:
         assert measures.coarse is not None
-        change = float((over.mean() - integrate(measures.coarse, f).mean()).abs())
-        value, stderr = float(over.mean()), _stderr(over)
+        change = abs(value - float(integrate(measures.coarse, f).mean()))
         width = tau * stderr + change + rounding
         return Answer(value, stderr, value - width, value + width, over, tau * stderr, change)
-    upper = float(over.mean()) + tau * _stderr(over) + rounding
     if measures.under is None or measures.floor + shift <= 0:
-        stderr = _stderr(over)
-        return Answer(float(over.mean()), stderr, -math.inf, upper, over, tau * stderr, math.inf)
+        return Answer(value, stderr, -math.inf, upper, over, tau * stderr, math.inf)
     under = integrate(measures.under, f)
-    middle = 0.5 * (over + under)
+    stderr_under = standard_error(measures.under, f)
     return Answer(
-        value=float(middle.mean()),
-        stderr=_stderr(middle),
-        lower=float(under.mean()) - tau * _stderr(under) - rounding,
+        value=0.5 * (value + float(under.mean())),
+        stderr=max(stderr, stderr_under),
+        lower=float(under.mean()) - tau * stderr_under - rounding,
         upper=upper,
-        samples=middle,
-        sampling=tau * _stderr(middle),
-        quadrature=0.5 * float(over.mean() - under.mean()),
+        samples=0.5 * (over + under),
+        sampling=tau * max(stderr, stderr_under),
+        quadrature=0.5 * (value - float(under.mean())),
     )
 
 
@@ -107,10 +115,3 @@ def three_sigma(count: int) -> float:
     Three for many samples, more for few (Student's distribution).
     """
     return float(stdtrit(count - 1, _THREE_SIGMA)) if count > 1 else math.inf
-
-
-def _stderr(samples: Tensor) -> float:
-    """Return the standard error of the mean; infinite for a single sample."""
-    if len(samples) < 2:
-        return math.inf
-    return float(samples.std()) / math.sqrt(len(samples))

@@ -54,7 +54,7 @@ class Spectrum:
         f = shifted_log(shift, on_negative)
         terms = f(self.values).tolist()
         if self.rest:
-            terms.append(self.rest * float(f(torch.tensor(self.rest_value).double())))
+            terms.append(self.rest * float(f(values[-1])))
         error = (self.noise * sensitivity(shift, on_negative)(self.values).sqrt()).sum()
         size = sum(abs(term) for term in terms)
         return math.fsum(terms), float(error) + torch.finfo(torch.float64).eps * size

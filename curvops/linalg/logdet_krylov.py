@@ -75,7 +75,7 @@ class KrylovAware:
         room = max(memory // (max(products.dim, 1) * itemsize), 2)
         columns = min(limit, room)
         if num_probes is None:
-            wide = columns // num_steps if num_steps else math.isqrt(13 * columns // 10)
+            wide = columns // num_steps if num_steps else math.isqrt(3 * columns // 4)
             num_probes = max(min(wide, _MOST_PROBES, columns // _LEAST_STEPS), 2)
         self._width = min(num_probes, products.dim)
         self._depth = num_steps or max(columns // self._width, 1)
@@ -127,13 +127,13 @@ class KrylovAware:
         under: list[Samples] = []
         half: list[Samples] = []
         for space in self._spaces:
-            T, parts = space.dense(), _leave_out(space, space.num_blocks)
-            over.append(_samples(T, parts))
+            T, probes = space.dense(), _Probes(space, space.num_blocks)
+            over.append(probes.samples(T))
             if floor > -math.inf:
-                under.append(_samples(block_radau(space, floor), parts))
+                under.append(probes.samples(block_radau(space, floor)))
             if coarse:
                 blocks = (space.num_blocks + 1) // 2
-                half.append(_samples(space.dense(blocks), _leave_out(space, blocks)))
+                half.append(_Probes(space, blocks).samples(space.dense(blocks)))
         return Measures(over, under or None, half or None, smallest, largest, floor)
 
     @property
@@ -157,38 +157,54 @@ class KrylovAware:
             pass
 
 
-def _leave_out(space: BlockLanczos, num_blocks: int) -> list[tuple[Tensor, Tensor]]:
-    """Return, for every probe, the coordinates in Q of Q_i and of √(P − s_i) v_i.
+class _Probes:
+    """The probes of a space, each seen from what the space would be without it.
 
-    The Krylov space of the other probes is found within Q, from T alone: as long as it is not as
-    deep as Q, multiplying with T is multiplying with A.
+    The Krylov space of some of the probes is found within Q, from T alone: as long as it is not
+    as deep as Q, multiplying with T is multiplying with A.
+
+    Args:
+        space: The space of all probes.
+        num_blocks: As deep as this.
     """
-    T, R = space.dense(num_blocks), space.start_coefficients
-    depth = max(num_blocks - 1, 1)
-    if space.is_invariant and num_blocks == space.num_blocks:
-        depth = num_blocks
-    size, count = len(T), R.shape[1]
-    start = torch.zeros(size, count, dtype=torch.float64)
-    start[: len(R)] = R
-    products, parts = Products(T), []
-    for i in range(count):
-        others = torch.cat([start[:, :i], start[:, i + 1 :]], 1)
-        inner = BlockLanczos(products, others, capacity=min(size, depth * count))
-        while inner.num_blocks < depth and inner.step():
+
+    def __init__(self, space: BlockLanczos, num_blocks: int) -> None:
+        T, R = space.dense(num_blocks), space.start_coefficients
+        self._dim = space.dim
+        self._depth = max(num_blocks - 1, 1)
+        if space.is_invariant and num_blocks == space.num_blocks:
+            self._depth = num_blocks
+        self._products = Products(T)
+        self._start = torch.zeros(len(T), R.shape[1], dtype=torch.float64)
+        self._start[: len(R)] = R
+        count = R.shape[1]
+        self._alone = [self._without([i]) for i in range(count)]
+        self._pairs = [self._without([i, i + 1]) for i in range(0, count - 1, 2) if count > 2]
+
+    def samples(self, M: Tensor) -> Samples:
+        """Return the measures of M, T or a matrix that has T as its leading block."""
+        nodes, vectors = torch.linalg.eigh(M)
+        seen = vectors[: len(self._start)].T
+        alone = [_weights(seen, *part) for part in self._alone]
+        pairs = [_weights(seen, *part) for part in self._pairs]
+        crossed = torch.cat(pairs) if pairs else None
+        return Samples(nodes.unsqueeze(0), torch.cat(alone), crossed)
+
+    def _without(self, probes: list[int]) -> tuple[Tensor, Tensor]:
+        """Return the coordinates of the space of all others, and of √(P − s) v of these."""
+        others = [i for i in range(self._start.shape[1]) if i not in probes]
+        size = len(self._start)
+        capacity = min(size, self._depth * len(others))
+        inner = BlockLanczos(self._products, self._start[:, others], capacity=capacity)
+        while inner.num_blocks < self._depth and inner.step():
             pass
-        Q, v = inner.basis, start[:, i : i + 1]
+        Q, V = inner.basis, self._start[:, probes]
         for _ in range(2):
-            v = v - Q @ (Q.T @ v)
-        radius = max(space.dim - Q.shape[1], 0) ** 0.5
-        parts.append((Q, v * (radius / v.norm().clamp(min=1e-300))))
-    return parts
+            V = V - Q @ (Q.T @ V)
+        radius = max(self._dim - Q.shape[1], 0) ** 0.5
+        return Q, V * (radius / V.norm(dim=0).clamp(min=1e-300))
 
 
-def _samples(M: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Samples:
-    """Return the measures of M, [s, s] or larger, seen from coordinates in its first s rows."""
-    nodes, vectors = torch.linalg.eigh(M)
-    weights = []
-    for Q, v in parts:
-        seen = vectors[: len(Q)].T
-        weights.append((seen @ Q).square().sum(1) + (seen @ v).square().sum(1))
-    return Samples(nodes.unsqueeze(0), torch.stack(weights))
+def _weights(seen: Tensor, Q: Tensor, V: Tensor) -> Tensor:
+    """Return the weights of each column of V, with the space of Q, on the eigenvectors."""
+    return (seen @ Q).square().sum(1) + (seen @ V).square().T

@@ -7,6 +7,7 @@ over-estimate log, those from Gauss–Radau rules under-estimate it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,16 +24,38 @@ class Samples:
 
     Attributes:
         nodes: ``[N, m]``, or ``[1, m]`` where all share them.
-        weights: ``[N, m]``; they need not be positive.
+        weights: ``[N, m]``.
+        crossed: Weights ``[2 h, m]`` on the same nodes, for probes that were used to find what
+            the others see: rows 2k and 2k + 1 are samples 2k and 2k + 1 as they would be
+            without each other. ``None`` for independent samples.
     """
 
     nodes: Tensor
     weights: Tensor
+    crossed: Tensor | None = None
 
     def integrate(self, f: Function) -> Tensor:
         """Return what each sample says of tr f(A), ``[N]``; weightless nodes count nothing."""
-        values = f(self.nodes).expand_as(self.weights)
-        return torch.where(self.weights != 0, self.weights * values, 0.0).sum(1)
+        return _sum(self.weights, f(self.nodes))
+
+    def variance(self, f: Function) -> float:
+        r"""Return the variance of the mean of the samples; infinite for one.
+
+        .. math:: \operatorname{Var} \bar t = \frac{s^2}{N} + \operatorname{Cov}(t_i, t_j), \qquad
+            \operatorname{Cov}(t_i, t_j) = \mathbb{E}\, (t_i - t_i^{(j)}) (t_j - t_j^{(i)})
+
+        with :math:`t_i^{(j)}` sample i without the help of probe j. Both differences, and both
+        samples, have expectation zero given all other probes; the other three products of
+        :math:`t_i = t_i^{(j)} + (t_i - t_i^{(j)})` and its like vanish in expectation.
+        """
+        t = self.integrate(f)
+        if len(t) < 2:
+            return math.inf
+        variance = float(t.var()) / len(t)
+        if self.crossed is not None and len(self.crossed):
+            change = t[: len(self.crossed)] - _sum(self.crossed, f(self.nodes))
+            variance += max(float((change[0::2] * change[1::2]).mean()), 0.0)
+        return variance
 
 
 @dataclass(frozen=True)
@@ -62,3 +85,12 @@ class Measures:
 def integrate(samples: list[Samples], f: Function) -> Tensor:
     """Return what all samples say of tr f(A), ``[N]``."""
     return torch.cat([part.integrate(f) for part in samples])
+
+
+def standard_error(samples: list[Samples], f: Function) -> float:
+    """Return the standard error of the mean of all samples, of runs of equal size."""
+    return math.sqrt(sum(part.variance(f) for part in samples)) / len(samples)
+
+
+def _sum(weights: Tensor, values: Tensor) -> Tensor:
+    return torch.where(weights != 0, weights * values, 0.0).sum(1)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from curvops.autodiff import BlockMap, Linearization, Params
 from curvops.errors import InputError
 from curvops.operators.curvature import CurvatureLinearOperator
+from curvops.operators.factor import FactorLinearOperator
 from curvops.risk import EmpiricalRisk
 
 Per = Literal["position", "datum"]
@@ -70,6 +72,27 @@ class EFLinearOperator(CurvatureLinearOperator):
         super()._bind(risk, **keeping)
         self._per = checked_per(per)
         risk.require_separable()
+
+    def gram_factor(self) -> tuple[FactorLinearOperator, float]:
+        """Return V and c with F = V Vᵀ + cI: individual gradients / √Z, c the weight decay.
+
+        V is ``[P, r]`` with one column per term, r = N where each datum is one; with it,
+        :func:`~curvops.linalg.logdet.logdet` is exact where r is small.
+        """
+        return FactorLinearOperator(self.risk, self._roots), self.risk.weight_decay
+
+    def _roots(self, prediction: Tensor, y: Any) -> Iterator[tuple[Tensor, None]]:
+        """Yield the scores of a batch, one position of every datum at a time."""
+        loss = self.risk.loss_func
+        scores = loss.scores(prediction.detach(), y)
+        if self._per == "datum":
+            yield scores, None
+            return
+        terms = loss.to_terms(scores)
+        for t in range(terms.shape[1]):
+            alone = torch.zeros_like(terms)
+            alone[:, t] = terms[:, t]
+            yield loss.from_terms(alone, scores), None
 
     def _chain(self, lin: Linearization, extras: Sequence[Tensor]) -> BlockMap:
         scores = lin.loss.scores(lin.prediction.detach(), lin.batch.y)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from curvops.autodiff import BlockMap, Linearization
 from curvops.operators.curvature import CurvatureLinearOperator
+from curvops.operators.factor import FactorLinearOperator
 from curvops.risk import EmpiricalRisk
 
 
@@ -38,6 +39,19 @@ class GGNLinearOperator(CurvatureLinearOperator):
     def _bind(self, risk: EmpiricalRisk, **keeping: Any) -> None:
         super()._bind(risk, **keeping)
         self.POSITIVE_SEMIDEFINITE = risk.loss_func.convex
+
+    def gram_factor(self) -> tuple[FactorLinearOperator, float]:
+        """Return V and c with G = V Vᵀ + cI: V = Jᵀ × a root of ∂²ℓ/∂f², c the weight decay.
+
+        V is ``[P, r]`` with one column per datum and output, r = N·C; with it,
+        :func:`~curvops.linalg.logdet.logdet` is exact where r is small.
+
+        Raises:
+            InputError: If the loss has negative curvature in its prediction, or is not a sum of
+                one term per datum.
+        """
+        factor = FactorLinearOperator(self.risk, self.risk.loss_func.hessian_roots)
+        return factor, self.risk.weight_decay
 
     def _chain(self, lin: Linearization, extras: Sequence[Tensor]) -> BlockMap:
         hessian = lin.loss.hessian(lin.prediction.detach(), lin.batch.y)
