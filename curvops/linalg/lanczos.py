@@ -19,7 +19,7 @@ from curvops.linalg.matrix import Products
 MEMORY = 1 << 28
 """Bytes that the basis vectors of the columns treated at a time may take, by default."""
 
-BREAKDOWN = 10.0
+BREAKDOWN = 32.0
 """A residual below so many roundings of the largest coefficient seen is nothing but rounding."""
 
 

@@ -114,7 +114,9 @@ def block_radau(space: BlockLanczos, node: float) -> Tensor:
     out = coupling @ vectors[size - coupling.shape[1] :]
     augmented = torch.zeros(size + width, size + width, dtype=torch.float64)
     augmented[:size, :size] = T
-    augmented[size:, size:] = node * torch.eye(width) + (out / (values - node)) @ out.T
+    augmented[size:, size:] = (
+        node * torch.eye(width, dtype=torch.float64) + (out / (values - node)) @ out.T
+    )
     augmented[size:, size - coupling.shape[1] : size] = coupling
     augmented[size - coupling.shape[1] : size, size:] = coupling.T
     return augmented
