@@ -121,15 +121,20 @@ def _associate(graph: fx.Graph, tangent: Set[fx.Node]) -> None:
 
 def _factors(node: fx.Node, tangent: Set[fx.Node]) -> tuple[fx.Node, fx.Node | float] | None:
     """Return (g, a) of a node g · a where g depends on the vector and a does not."""
-    if node.target is _aten.neg.default and node.args[0] in tangent:
-        return node.args[0], -1.0
-    if node.target not in (_aten.mul.Tensor, _aten.mul.Scalar):
+    factors: tuple[Any, ...] = node.args
+    if node.target is _aten.neg.default:
+        factors = (*factors, -1.0)
+    elif node.target not in (_aten.mul.Tensor, _aten.mul.Scalar):
         return None
-    g, a = node.args
+    g, a = factors
     if isinstance(a, fx.Node) and a in tangent:
         g, a = a, g
-    known = _meta(node) is not None and _meta(g) is not None
-    if not known or g not in tangent or (isinstance(a, fx.Node) and a in tangent):
+    if (
+        _meta(node) is None
+        or _meta(g) is None
+        or g not in tangent
+        or (isinstance(a, fx.Node) and a in tangent)
+    ):
         return None
     if isinstance(a, fx.Node) and (_meta(a) is None or _meta(a).dtype != _meta(node).dtype):
         return None
@@ -165,7 +170,7 @@ def _drop_idle(graph: fx.Graph) -> None:
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node):
             continue
-        same = None
+        same: Any = None
         if packet in (_aten.detach, _aten.alias) or (
             packet in (_aten.expand, _aten.view) and _same_layout(node, source)
         ):

@@ -28,6 +28,7 @@ from curvops.autodiff.measure import can_compile, interleaved_medians, synchroni
 from curvops.autodiff.memory import available_bytes, is_out_of_memory
 from curvops.autodiff.model import FunctionalModel
 from curvops.autodiff.product import ExtraStream, Product
+from curvops.autodiff.widths import BLOCK, Widths
 from curvops.data import Batch, parse_bytes
 from curvops.errors import DifferentiationError, InputError, refuse_constant
 from curvops.losses import Loss
@@ -39,8 +40,10 @@ _TRACE_SECONDS = 2.0
 _COMPILE_SECONDS = 25.0
 _GAIN = 0.25
 """What tracing or compiling may be expected to save of a product."""
-_BLOCK = 8
-"""Columns that go through vmap together: enough to fill matrix units, flat in memory."""
+_WORKING = 4
+"""Times its graph that one batch needs while it is multiplied with one column."""
+_COPIES = 4
+"""Of the columns, while they are multiplied: theirs, the sum's, its correction, the result."""
 
 
 @dataclass
@@ -77,7 +80,7 @@ class Keeper:
         self._announced = self._products = 0
         self._seconds = 0.0
         self._bytes_per_datum: float | None = None
-        self._widths: dict[int, float] = {}
+        self._widths = Widths(options.columns)
         self._data_is_held = True
 
     def prepare(self, num_products: int) -> None:
@@ -96,6 +99,15 @@ class Keeper:
         self.release()
         self._streaming = True
         return changed
+
+    def group(self, columns: Tensor) -> int:
+        """Return how many of the columns ``[K, P]`` the memory budget lets through in one pass."""
+        if self.options.memory_budget is None:
+            return len(columns)
+        each = columns.shape[1] * columns.element_size()
+        # The result stands twice: as rows, and as the columns that the caller gets.
+        left = self._allowed(columns.device) - 2 * len(columns) * each
+        return max(1, min(len(columns), left // (2 * _COPIES * each)))
 
     @property
     def kept_bytes(self) -> int:
@@ -132,7 +144,7 @@ class Keeper:
         start = time.perf_counter()
         constant = True
         self._data_is_held = data_is_held
-        with closing(self._maps(params, batches, num_batches, len(columns))) as maps:
+        with closing(self._maps(params, batches, num_batches, columns)) as maps:
             for batch, batch_map in maps:
                 self._multiply(batch, batch_map, columns, blocks, add)
                 constant = constant and batch_map.is_constant
@@ -149,15 +161,16 @@ class Keeper:
         params: dict[str, Tensor],
         batches: Iterable[Batch],
         num_batches: int,
-        num_columns: int,
+        columns: Tensor,
     ) -> Generator[tuple[Batch, BatchMap], None, None]:
+        num_columns = len(columns)
         key = (
             None if self._streaming else state_of([*params.values(), *self._model.fixed().values()])
         )
         if self._kept is not None and self._kept.key != key:
             self.release()
         keeping = not self._streaming and self._pays_to_keep(num_columns)
-        trial = keeping and self._pays_to_trace(num_columns)
+        trial = self._pays_to_trace(num_columns)
         if trial:
             self.release()
         kept = self._kept
@@ -179,11 +192,12 @@ class Keeper:
                     lin = Linearization(predict, self._loss, list(kept.params.values()), batch)
                     if storing and i == 0:
                         kept.resume = stream.state()
-                        budget = self._budget(lin)
+                    if i == 0 and (storing or self.options.memory_budget is not None):
+                        budget = self._budget(lin, columns)
                     extras = stream(lin)
                     if trial and i == 0:
-                        self._choose(lin, extras, num_batches, budget)
-                    batch_map = self._build(lin, extras, storing)
+                        self._choose(lin, extras, num_batches, budget if keeping else None)
+                    batch_map = self._build(lin, extras)
                     if storing:
                         self._store(kept, batch_map, lin, budget, stream)
                     del lin, extras
@@ -207,8 +221,8 @@ class Keeper:
         expected = max(self._announced - self._products, self._products, num_columns)
         return expected * self._seconds * _GAIN > _TRACE_SECONDS
 
-    def _build(self, lin: Linearization, extras: list[Tensor], storing: bool) -> BatchMap:
-        if storing and self._form == "residuals":
+    def _build(self, lin: Linearization, extras: list[Tensor]) -> BatchMap:
+        if self._form == "residuals":
             try:
                 return self._trace(lin, extras)
             except TRACE_ERRORS as error:
@@ -231,31 +245,53 @@ class Keeper:
         return self._tracer([p.detach() for p in lin.params], lin.batch, extras)
 
     def _choose(
-        self, lin: Linearization, extras: list[Tensor], num_batches: int, budget: int
+        self, lin: Linearization, extras: list[Tensor], num_batches: int, budget: int | None
     ) -> None:
-        """Measure the forms on a first batch and settle for the fastest that fits."""
+        """Measure the forms on a first batch and settle for the fastest that fits.
+
+        Args:
+            lin: The batch.
+            extras: What goes with it.
+            num_batches: How many batches there are.
+            budget: Bytes that may be kept; ``None`` if nothing is, so that building counts too.
+        """
         self._tried = True
-        candidates: dict[tuple[Form, bool], BatchMap] = {
-            ("graph", False): GraphMap(lin, self._product.chain(lin, extras))
-        }
         try:
-            full = self._trace(lin, extras)
-            assert self._tracer is not None
-            self._tracer.lean = True
-            lean = self._trace(lin, extras)
+            size = self._trace(lin, extras).num_bytes(self._shared(lin))
         except TRACE_ERRORS as error:
             if is_out_of_memory(error):
                 raise
             _ = lin.prediction  # what this raises is the model's own error
             return
-        fits = full.num_bytes(self._shared(lin)) * num_batches <= budget
-        if fits:
-            candidates["residuals", False] = full
-        candidates["residuals", True] = lean
+        assert self._tracer is not None
         v = [torch.ones_like(p) for p in lin.params]
-        seconds = interleaved_medians({k: partial(m.one, v) for k, m in candidates.items()})
+
+        def residuals(lean: bool) -> BatchMap:
+            assert self._tracer is not None
+            self._tracer.lean = lean
+            return self._trace(lin, extras)
+
+        def graph() -> BatchMap:
+            fresh = Linearization(lin.predict, self._loss, lin.params, lin.batch)
+            return GraphMap(fresh, self._product.chain(fresh, extras))
+
+        forms: dict[tuple[Form, bool], Callable[[], BatchMap]] = {
+            ("residuals", True): partial(residuals, True),
+            ("graph", False): graph,
+        }
+        if budget is None or size * num_batches <= budget:
+            forms["residuals", False] = partial(residuals, False)
+        if budget is None:  # nothing is kept, so that building counts too
+            tasks = {k: partial(_built_and_run, build, v) for k, build in forms.items()}
+            seconds = interleaved_medians(tasks)
+        elif 2 * len(forms) * self._graph_bytes(lin) <= self._allowed(v[0].device):
+            seconds = interleaved_medians({k: partial(b().one, v) for k, b in forms.items()})
+        else:  # one after the other, so that only one of them takes memory
+            seconds = {}
+            for k, build in forms.items():
+                seconds |= interleaved_medians({k: partial(build().one, v)})
         self._form, self._tracer.lean = min(seconds, key=seconds.__getitem__)
-        self._widths.clear()
+        self._widths.forget()
         if self._form == "residuals" and self.options.compile == "auto":
             left = max(self._announced, 2 * self._products) - self._products
             total = seconds[self._form, self._tracer.lean] * num_batches * left
@@ -284,15 +320,24 @@ class Keeper:
         kept.num_bytes += size
         kept.resume = stream.state()
 
-    def _budget(self, lin: Linearization) -> int:
-        """Return the bytes that may be kept: the budget less what one batch needs alive."""
+    def _budget(self, lin: Linearization, columns: Tensor) -> int:
+        """Return the bytes that may be kept: the budget less what is needed to multiply.
+
+        That is one batch while it is worked on, once more for each column that goes through
+        with others, and the columns themselves. Where it is scarce, fewer go together.
+        """
         per_batch = self._graph_bytes(lin)
         self._bytes_per_datum = per_batch / lin.batch.size
+        left = self._allowed(columns.device) - _WORKING * per_batch
+        left -= _COPIES * columns.numel() * columns.element_size()
+        widest = max(1, min(BLOCK, len(columns), left // (2 * max(per_batch, 1))))
+        self._widths.widest = widest
+        return max(0, left - (widest - 1) * per_batch)
+
+    def _allowed(self, device: torch.device) -> int:
         if self.options.memory_budget is None:
-            allowed = available_bytes(lin.params[0].device) // 2
-        else:
-            allowed = parse_bytes(self.options.memory_budget, "memory_budget")
-        return max(0, allowed - 2 * per_batch)
+            return available_bytes(device) // 2
+        return parse_bytes(self.options.memory_budget, "memory_budget")
 
     def _graph_bytes(self, lin: Linearization) -> int:
         """Return the bytes that the kept graph of a batch holds, by building one."""
@@ -334,7 +379,7 @@ class Keeper:
             first = 1
         if first == len(columns):
             return
-        width = self._width(len(columns) - first)
+        width = self._widths.choose(len(columns) - first)
         start = time.perf_counter()
         while first < len(columns):
             chunk = columns[first : first + width]
@@ -344,7 +389,7 @@ class Keeper:
                 except (RuntimeError, NotImplementedError) as error:
                     if is_out_of_memory(error):
                         raise
-                    self._widths[width] = float("inf")  # some kernels cannot be vectorised
+                    self._widths.failed(width)
                     width = 1
                     continue
             else:
@@ -352,17 +397,8 @@ class Keeper:
             first += len(chunk)
         if len(columns) > 1:
             synchronize(columns.device)
-            seconds = (time.perf_counter() - start) / (len(columns) * batch.size)
-            self._widths[width] = min(seconds, self._widths.get(width, float("inf")))
+            self._widths.took(width, (time.perf_counter() - start) / (len(columns) * batch.size))
 
-    def _width(self, num_columns: int) -> int:
-        """Return how many columns go through at a time: measured on the work itself."""
-        if self.options.columns == "loop" or num_columns == 1:
-            return 1
-        if self.options.columns != "auto":
-            width = _BLOCK if self.options.columns == "vmap" else self.options.columns
-            return width if self._widths.get(width) != float("inf") else 1
-        for width in (_BLOCK, 1):
-            if width not in self._widths:
-                return width
-        return min(self._widths, key=self._widths.__getitem__)
+
+def _built_and_run(build: Callable[[], BatchMap], v: Blocks) -> Blocks:
+    return build().one(v)

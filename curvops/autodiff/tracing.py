@@ -211,7 +211,9 @@ class _Block:
 
     def __init__(self, one: fx.GraphModule, num_fixed: int) -> None:
         num_vector = len(one.graph.find_nodes(op="placeholder")) - num_fixed
-        self._vectorised = vmap(one, in_dims=(None,) * num_fixed + (0,) * num_vector)
+        self._vectorised: Callable[..., Sequence[Tensor]] = vmap(
+            one, in_dims=(None,) * num_fixed + (0,) * num_vector
+        )
         self._traced: dict[int, Callable[..., Sequence[Tensor]] | None] = {}
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:

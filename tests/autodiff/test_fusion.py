@@ -1,4 +1,4 @@
-"""Fused tangent graphs: the same numbers, fewer calls, and nothing overwritten that is read again."""
+"""Fused tangent graphs: the same numbers, and nothing overwritten that is read again."""
 
 from __future__ import annotations
 
