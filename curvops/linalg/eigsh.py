@@ -28,6 +28,7 @@ from curvops.linalg.matrix import Matrix, Products
 from curvops.linalg.probes import Probes
 from curvops.linalg.thick_restart import FINE, Task, ThickRestart, search_length
 from curvops.linalg.wanted import WHICH, Which, wanted
+from curvops.rng import as_seed
 
 BASIS_BYTES = 2 * 2**30
 """The basis takes no more than this unless k asks for more."""
@@ -151,7 +152,10 @@ def eigsh(
     if most >= P and (P <= 64 or 2 * k > P or k + block >= P):
         return _dense(products, task, device, dtype, return_eigenvectors, begin)
     products.prepare(min(most, 5 * k + 30))
-    probes = Probes(P, "gaussian", seed)
+    # A stream of its own: eigenvectors found from the probes of the same seed elsewhere would
+    # hold what those probes happen to have of a multiple eigenvalue.
+    stream = as_seed(torch.Generator().manual_seed(as_seed(seed)))
+    probes = Probes(P, "gaussian", stream)
     basis = KrylovBasis(products, min(P, ncv + search_length(P, FINE)), probes, device, dtype)
     if isinstance(warm_start, EighResult) and start is not None:
         start = _from_previous(products, warm_start, start, tol)

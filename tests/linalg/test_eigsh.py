@@ -218,7 +218,7 @@ def test_fewer_products_than_arpack() -> None:
             sparse.eigsh(operator, k=20, which=which, tol=1e-4, v0=start)
             theirs.append(B.products)
         assert A.products == sum(ours)
-        assert max(ours) < min(theirs)
+        assert sum(ours) < 0.97 * sum(theirs)
 
 
 # Starts -------------------------------------------------------------------------------------
