@@ -52,6 +52,16 @@ class FunctionalModel:
         held = {name: slots[0] for name, slots in self._slots.items() if name not in self.names}
         return {name: owner[key].detach() for name, (owner, key) in (held | self._buffers).items()}
 
+    def places(self) -> Iterator[tuple[nn.Module, dict[str, str]]]:
+        """Yield the modules that hold parameters that vary, with their names by attribute."""
+        held: dict[int, dict[str, str]] = {}
+        for name in self.names:
+            for owner, key in self._slots.get(name, ()):
+                held.setdefault(id(owner), {})[key] = name
+        for module in () if self.module is None else self.module.modules():
+            if id(module._parameters) in held:
+                yield module, held[id(module._parameters)]
+
     @contextmanager
     def at(
         self, params: Mapping[str, Tensor], fixed: Mapping[str, Tensor] | None = None

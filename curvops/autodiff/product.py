@@ -53,7 +53,11 @@ class Product:
         chain: Turns a batch's linearization, and the tensors that go with it, into the map.
             It must be a pure function of them: it may be traced.
         extras: Starts a stream of such tensors at the beginning of the data.
+        scores: Where A_b = Σ_r Σ_n (J_nᵀ s_rn)(J_nᵀ s_rn)ᵀ for data n on the prediction's first
+            axis: the s_r of a batch, each of the prediction's shape, from what ``chain`` gets.
+            They need no graph. It is ``None``, or returns ``None``, where that does not hold.
     """
 
     chain: Callable[[Linearization, Sequence[Tensor]], BlockMap]
     extras: Callable[[], ExtraStream] = NoExtras
+    scores: Callable[[Linearization, Sequence[Tensor]], list[Tensor] | None] | None = None

@@ -116,8 +116,7 @@ class CurvatureLinearOperator(LinearOperator):
         self.risk = risk
         in_space, out_space = self._spaces(risk)
         LinearOperator.__init__(self, in_space, out_space, risk.dtype, risk.device)
-        product = Product(self._chain, self._extras)
-        self._keeper = risk.keeper(product, Keeping(**keeping))
+        self._keeper = risk.keeper(self._product(), Keeping(**keeping))
 
     def prepare(self: Self, num_products: int) -> Self:
         """Announce how many columns will be multiplied.
@@ -153,6 +152,10 @@ class CurvatureLinearOperator(LinearOperator):
 
     def _spaces(self, risk: EmpiricalRisk) -> tuple[Space, Space]:
         return risk.space, risk.space
+
+    def _product(self) -> Product:
+        """Return the product of one batch. Subclasses may say more about it."""
+        return Product(self._chain, self._extras)
 
     def _chain(self, lin: Linearization, extras: Sequence[Tensor]) -> BlockMap:
         """Return v ↦ A_b v for the batch of ``lin``, one tensor per parameter.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from curvops.autodiff import BlockMap, Linearization, Params
+from curvops.autodiff import BlockMap, Linearization, Params, Product
 from curvops.errors import InputError
 from curvops.operators.curvature import CurvatureLinearOperator
 from curvops.operators.factor import FactorLinearOperator
@@ -97,6 +98,18 @@ class EFLinearOperator(CurvatureLinearOperator):
     def _chain(self, lin: Linearization, extras: Sequence[Tensor]) -> BlockMap:
         scores = lin.loss.scores(lin.prediction.detach(), lin.batch.y)
         return lambda v: lin.vjp(outer(lin, scores, lin.jvp(v), self._per))
+
+    def _product(self) -> Product:
+        return replace(super()._product(), scores=self._scores)
+
+    def _scores(self, lin: Linearization, extras: Sequence[Tensor]) -> list[Tensor] | None:
+        scores = lin.loss.scores(lin.prediction.detach(), lin.batch.y)
+        return [scores] if has_one_term_per_datum(lin, self._per) else None
+
+
+def has_one_term_per_datum(lin: Linearization, per: Per) -> bool:
+    """Tell whether a datum of the batch is one term: one position, or all of them together."""
+    return per == "datum" or lin.loss.to_terms(lin.prediction).shape[1] == 1
 
 
 def outer(lin: Linearization, scores: Tensor, tangent: Tensor, per: Per) -> Tensor:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from curvops.autodiff import BlockMap, Blocks, ExtraStream, Linearization, Params
+from curvops.autodiff import BlockMap, Blocks, ExtraStream, Linearization, Params, Product
 from curvops.errors import InputError
 from curvops.losses import Draw
 from curvops.operators.curvature import CurvatureLinearOperator
-from curvops.operators.ef import Per, checked_per, outer
+from curvops.operators.ef import Per, checked_per, has_one_term_per_datum, outer
 from curvops.risk import EmpiricalRisk
 from curvops.rng import as_seed
 
@@ -108,6 +109,12 @@ class FisherMCLinearOperator(CurvatureLinearOperator):
             return lin.vjp(u)
 
         return apply
+
+    def _product(self) -> Product:
+        return replace(super()._product(), scores=self._scores)
+
+    def _scores(self, lin: Linearization, extras: Sequence[Tensor]) -> list[Tensor] | None:
+        return list(extras) if has_one_term_per_datum(lin, self._per) else None
 
 
 class _SampledScores:
