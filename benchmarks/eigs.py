@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks import ours
+from benchmarks import native_eigs, ours
 from benchmarks.options import Options
 from benchmarks.peers.base import Budget, BudgetExceededError, Eigenpairs, NotOfferedError
 from benchmarks.problems import Problem
@@ -78,7 +78,8 @@ def _measure(
 
 
 def _solvers(options: Options, name: str) -> Iterator[_Runs]:
-    yield _Runs(Row(name, "eigenpairs", "curvops", "SciPy eigsh"), _solve_with_ours)
+    yield _Runs(Row(name, "eigenpairs", "curvops", "own solver"), native_eigs.solve)
+    yield _Runs(Row(name, "eigenpairs", "curvops", "SciPy eigsh"), _scipy_over_ours)
     for peer in options.chosen_peers():
         row = Row(name, "eigenpairs", peer.name, "SciPy eigsh" if peer.blocks else "own solver")
         if peer.missing():
@@ -86,7 +87,7 @@ def _solvers(options: Options, name: str) -> Iterator[_Runs]:
         yield _Runs(row, peer.eigenpairs)
 
 
-def _solve_with_ours(problem: Problem, k: int, tol: float, budget: Budget) -> Eigenpairs:
+def _scipy_over_ours(problem: Problem, k: int, tol: float, budget: Budget) -> Eigenpairs:
     op = ours.prepared(problem, "Hessian")
     try:
         return eigsh(lambda v: op @ v, problem, k, tol, budget)
