@@ -140,11 +140,28 @@ class KrylovBasis:
         V = self._V[:stop]
         # A copy: a product may be the very tensor that was multiplied.
         W = torch.empty_like(self._R).copy_(self._products(V[n:].T).T)
-        self.scale = max(self.scale, float(W.norm(dim=1).max()))
-        self._H[:stop, n:stop] = _remove(V, W)
+        self._H[:stop, n:stop] = self._recur(n, stop, W)
         self._R, M = self._orthonormal(W, V)
         self._B = torch.cat([self._B.new_zeros(M.shape[0], n), M], 1)
         self.size = stop
+
+    def _recur(self, n: int, stop: int, W: Tensor) -> Tensor:
+        """Remove from products ``W`` what lies in the basis; return it as columns ``[stop, b]``.
+
+        What they have along earlier vectors is known from the couplings: the Lanczos recurrence.
+        After it, all vectors are gone through once more.
+        """
+        known = torch.zeros(stop, stop - n, dtype=torch.float64)
+        known[:n] = self._H[n:stop, :n].T
+        rows = torch.nonzero(known.abs().amax(1)).flatten().tolist()
+        if rows:
+            first = rows[0]  # a restart couples to the first vectors, a step to the last
+            span = slice(first, rows[-1] + 1)
+            W.addmm_(known[span].T.to(W.device, W.dtype), self._V[span], alpha=-1)
+        inner = _remove(self._V[n:stop], W, sweeps=1)
+        known[n:] += inner
+        self.scale = max(self.scale, float(torch.hypot(known.norm(dim=0), _norms(W)).max()))
+        return known + _remove(self._V[:stop], W)
 
     def ritz(self) -> Ritz:
         """Return the eigenpairs of the symmetric part of ``H``."""
@@ -247,21 +264,33 @@ def _lengths(columns: Tensor, gram: Tensor) -> Tensor:
     return (columns * (gram @ columns)).sum(0).clamp(min=0).sqrt()
 
 
-def _remove(V: Tensor, W: Tensor) -> Tensor:
+def _norms(W: Tensor) -> Tensor:
+    norms: Tensor = W.norm(dim=1)
+    return norms.to("cpu", torch.float64)
+
+
+def _remove(V: Tensor, W: Tensor, sweeps: int = 5) -> Tensor:
     """Remove from rows ``W`` what lies in the orthonormal rows ``V``, in place; return ``V Wᵀ``.
 
-    Twice, and again while a row still loses most of itself: what is left of a row is orthogonal
-    to rounding of itself, not of what it was (Giraud, Langou & Rozložník 2005).
+    Until what is found is rounding of what is left: then the rows are as orthogonal as their
+    dtype allows (Giraud, Langou & Rozložník 2005). The last sweep finds this out, and removes
+    nothing.
+
+    Args:
+        V: ``[n, P]``.
+        W: ``[b, P]``.
+        sweeps: At most so many.
     """
     total = torch.zeros(V.shape[0], W.shape[0], dtype=torch.float64)
-    norms = W.norm(dim=1)
-    for sweep in range(5):
+    if not V.shape[0]:
+        return total
+    eps = torch.finfo(W.dtype).eps
+    for _ in range(sweeps):
         C = V @ W.T
+        if bool((C.abs().amax(0) <= 2 * eps * W.norm(dim=1)).all()):
+            break
         W.addmm_(C.T, V, alpha=-1)
         total += C.to("cpu", torch.float64)
-        before, norms = norms, W.norm(dim=1)
-        if sweep and bool((norms >= before / 2).all()):
-            break
     return total
 
 
