@@ -99,6 +99,11 @@ class BlockLanczos:
         return len(self.diagonals)
 
     @property
+    def next_width(self) -> int:
+        """Columns that the next step multiplies."""
+        return self._next.shape[1]
+
+    @property
     def is_invariant(self) -> bool:
         """Whether the space is invariant: no direction is left to grow into."""
         leads_out = self.couplings[-1] if self.couplings else self.start_coefficients

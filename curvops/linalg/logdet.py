@@ -24,7 +24,7 @@ from curvops.linalg.logdet_slq import SLQ
 from curvops.linalg.matrix import Matrix, Products
 from curvops.linalg.probes import Distribution
 from curvops.linalg.sampling import Budget, check_count
-from curvops.linalg.spectral_measures import Measures
+from curvops.linalg.spectral_measures import Measures, not_symmetric
 from curvops.rng import as_seed
 
 Method = Literal["auto", "dense", "gram", "krylov", "slq"]
@@ -35,7 +35,7 @@ MATVECS = 300
 """Products where neither a number nor a tolerance is given."""
 
 RTOL = 1e-2
-"""The relative width that counts as converged where no tolerance is given."""
+"""What quadrature may be off, relative to the value, where no tolerance is given."""
 
 DENSE_DIM = 1000
 """Matrices up to this size are formed by ``"auto"``."""
@@ -102,7 +102,8 @@ def logdet(  # type: ignore[misc]  # the overloads leave out what the options ar
         rtol: Stop once the bracket is within ``rtol |value|`` of the value.
         atol: Or within ``atol`` nats.
         num_matvecs: Instead: products to make; 300 if no tolerance is given either. The result
-            counts as converged if the bracket is within 1 % of the value.
+            counts as converged if the two rules differ by no more than the probes scatter, or
+            than 1 % of the value.
         max_matvecs: Where a tolerance gives up; by default after P products, but at least 300.
         num_probes: Probes, or width of the block, where the choice is not left to the method.
         num_steps: Lanczos steps, or depth of the space, likewise.
@@ -153,6 +154,8 @@ def logdet(  # type: ignore[misc]  # the overloads leave out what the options ar
     if preconditioner is not None:
         A, shifts, known = _relative(A, shifts, preconditioner, method, on_negative)
     products = Products(A)
+    if isinstance(A, Tensor):
+        _check_symmetric(A)
     options = _options(num_probes, num_steps, memory, seed)
     budget = Budget.of(num_matvecs, rtol, atol, max_matvecs)
     way, V = _choose(A, products, method, factor, num_matvecs)
@@ -180,7 +183,7 @@ def logdet(  # type: ignore[misc]  # the overloads leave out what the options ar
             lower=answer.lower,
             upper=answer.upper,
             num_matvecs=products.num_matvecs if V is None else int(V[0].shape[1]),
-            converged=answer.half_width <= _tolerance(budget, answer),
+            converged=_accepts(budget, answer),
             samples=answer.samples,
             method=way + LABELS[on_negative],
             seconds=time.perf_counter() - start,
@@ -232,10 +235,10 @@ def _sampled(
     sampler.begin()
     while True:
         found = answers()
-        open_ones = [a for a in found if a.half_width > _tolerance(budget, a)]
-        if not open_ones:
+        doubtful = [answer for answer in found if not _accepts(budget, answer)]
+        if not doubtful:
             return found
-        worst = max(open_ones, key=lambda a: a.half_width / max(_tolerance(budget, a), 1e-300))
+        worst = max(doubtful, key=lambda answer: answer.half_width)
         if not sampler.grow(worst.sampling, worst.quadrature):
             return found
 
@@ -280,7 +283,7 @@ def _choose(
             )
         return "gram", A.gram_factor()
     if method != "auto":
-        return method, None
+        return method if products.dim else "dense", None
     if products.dim <= DENSE_DIM and products.dim <= (num_matvecs or DENSE_DIM):
         return "dense", None
     if offers:
@@ -317,16 +320,17 @@ def _limit(
     return MATVECS
 
 
-def _tolerance(budget: Budget, answer: Answer) -> float:
-    """Return the half width of a bracket that counts as converged."""
+def _accepts(budget: Budget, answer: Answer) -> bool:
+    """Whether the bracket is as narrow as asked; where nothing was asked, whether steps suffice."""
     if budget.adaptive:
-        return budget.tolerance(abs(answer.value))
-    return RTOL * abs(answer.value)
+        return answer.half_width <= budget.tolerance(abs(answer.value))
+    enough = max(answer.sampling, RTOL * abs(answer.value))
+    return math.isfinite(answer.half_width) and answer.quadrature <= enough
 
 
 def _remedy(answer: Answer, shift: float, num_doubtful: int, budget: Budget) -> str:
     """Return what to do about the worst of the estimates that have not converged."""
-    asked = f"rtol={budget.rtol:g}, atol={budget.atol:g}" if budget.adaptive else f"rtol={RTOL:g}"
+    asked = f" (asked: rtol={budget.rtol:g}, atol={budget.atol:g})" if budget.adaptive else ""
     limit = "max_matvecs" if budget.adaptive else "num_matvecs"
     if math.isinf(answer.quadrature):
         remedy = (
@@ -335,11 +339,11 @@ def _remedy(answer: Answer, shift: float, num_doubtful: int, budget: Budget) -> 
         )
     elif answer.quadrature > answer.sampling:
         remedy = (
-            f"Gauss and Gauss-Radau disagree (asked: {asked}). Raise {limit}, or num_steps with "
+            f"Gauss and Gauss-Radau disagree{asked}. Raise {limit}, or num_steps with "
             "fewer num_probes, or the shift."
         )
     else:
-        remedy = f"the probes scatter (asked: {asked}). Raise {limit}."
+        remedy = f"the probes scatter{asked}. Raise {limit}."
     others = f" {num_doubtful} shifts have not converged." if num_doubtful > 1 else ""
     return f"At shift {shift:g} {remedy}{others}"
 
@@ -373,6 +377,13 @@ def _check(on_negative: str, shifts: list[float], lower_bound: float | None) -> 
         )
     if lower_bound is not None and not math.isfinite(lower_bound):
         raise InputError(f"lower_bound must be finite, got {lower_bound!r}.")
+
+
+def _check_symmetric(A: Tensor) -> None:
+    asymmetry = float((A - A.mT).abs().max()) if A.numel() else 0.0
+    size = float(A.abs().max()) if A.numel() else 0.0
+    if asymmetry > torch.finfo(A.dtype).eps ** 0.5 * size:
+        raise not_symmetric(asymmetry, size)
 
 
 def _options(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvops.errors import InputError
 from curvops.linalg.logdet_function import OnNegative, indefinite, sensitivity, shifted_log
 from curvops.linalg.matrix import Products
+from curvops.linalg.spectral_measures import not_symmetric
 
 CHUNK = 64
 """Unit vectors that are multiplied at a time."""
@@ -82,10 +82,7 @@ def dense_spectrum(products: Products) -> Spectrum:
     skew = matrix - matrix.T
     values = torch.linalg.eigvalsh(matrix - 0.5 * skew)
     size, asymmetry = float(values.abs().max()), float(skew.norm())
-    if asymmetry > products.eps**0.5 * max(float(matrix.norm()), 1e-300):
-        raise InputError(
-            f"A is not symmetric: the norm of A - Aᵀ is {asymmetry:.3g}, that of A "
-            f"{float(matrix.norm()):.3g}. Only symmetric matrices have a real spectrum to sum."
-        )
+    if asymmetry > products.eps**0.5 * float(matrix.norm()):
+        raise not_symmetric(float(skew.abs().max()), float(matrix.abs().max()))
     noise = 2.0 * P**0.5 * torch.finfo(torch.float64).eps * size + asymmetry
     return Spectrum(values, torch.full_like(values, noise))

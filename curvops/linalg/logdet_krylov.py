@@ -27,7 +27,7 @@ from curvops.linalg.matrix import Products
 from curvops.linalg.probes import Probes
 from curvops.linalg.quadrature import block_radau
 from curvops.linalg.smallest_eigenvalue import below_block
-from curvops.linalg.spectral_measures import Measures, Samples
+from curvops.linalg.spectral_measures import Measures, Samples, node_below, not_symmetric
 
 MEMORY = 1 << 31
 """Bytes that a basis may take, by default; beyond it, independent runs are averaged."""
@@ -78,7 +78,7 @@ class KrylovAware:
             wide = columns // num_steps if num_steps else math.isqrt(3 * columns // 4)
             num_probes = max(min(wide, _MOST_PROBES, columns // _LEAST_STEPS), 2)
         self._width = min(num_probes, products.dim)
-        self._depth = num_steps or max(columns // self._width, 1)
+        self._depth = num_steps or math.ceil(columns / self._width)
         self._stream = Probes(products.dim, "gaussian", seed, device=products.device)
         self._spaces: list[BlockLanczos] = []
 
@@ -100,12 +100,11 @@ class KrylovAware:
         blocks = min(
             math.ceil(GROWTH * space.num_blocks),
             self._depth,
-            space.num_blocks + self._left // self._width,
         )
-        if blocks > space.num_blocks and not space.is_invariant:
+        if blocks > space.num_blocks and 0 < space.next_width <= self._left:
             self._deepen(blocks)
             return True
-        if self._left < self._width * self._depth:
+        if space.num_blocks < self._depth or self._left < self._width * self._depth:
             return False
         self._deepen(self._depth, fresh=True)
         return True
@@ -115,6 +114,9 @@ class KrylovAware:
         spectra = [torch.linalg.eigvalsh(space.dense()) for space in self._spaces]
         smallest = min(float(values.min()) for values in spectra)
         largest = max(float(values.abs().max()) for values in spectra)
+        noise = max(space.noise for space in self._spaces)
+        if noise > self._products.eps**0.5 * largest:
+            raise not_symmetric(noise, largest)
         if self._is_exact:
             ones = torch.ones(1, self._products.dim, dtype=torch.float64)
             whole = [Samples(spectra[-1].unsqueeze(0), ones)]
@@ -122,7 +124,7 @@ class KrylovAware:
         floor = self._floor
         if floor is None:
             floor = max(below_block(space) for space in self._spaces)
-        floor = min(floor, smallest) - 2.0 * self._products.eps * largest
+        floor = node_below(floor, smallest, 2.0 * self._products.eps * largest)
         over: list[Samples] = []
         under: list[Samples] = []
         half: list[Samples] = []
@@ -153,8 +155,8 @@ class KrylovAware:
             start = self._stream.take(self._width)
             self._spaces.append(BlockLanczos(self._products, start, capacity=capacity))
         space = self._spaces[-1]
-        while space.num_blocks < num_blocks and space.step():
-            pass
+        while space.num_blocks < num_blocks and 0 < space.next_width <= self._left:
+            space.step()
 
 
 class _Probes:

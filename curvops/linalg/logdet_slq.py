@@ -14,10 +14,13 @@ from curvops.linalg.matrix import Products
 from curvops.linalg.probes import Distribution, Probes
 from curvops.linalg.quadrature import gauss, gauss_radau
 from curvops.linalg.smallest_eigenvalue import below_tridiagonals
-from curvops.linalg.spectral_measures import Measures, Samples
+from curvops.linalg.spectral_measures import Measures, Samples, node_below
 
 STEPS = 30
 """Lanczos steps a probe, where neither steps nor probes are prescribed."""
+
+LEAST_PROBES = 8
+"""Probes for which steps make room where products are few."""
 
 FIRST_PROBES = 8
 """Probes of an adaptive run before it looks at its error bar."""
@@ -50,7 +53,9 @@ class SLQ:
         memory: int = MEMORY,
     ) -> None:
         self._products, self._floor, self._limit = products, floor, limit
-        steps = num_steps or (max(limit // num_probes, 1) if num_probes else STEPS)
+        steps = min(STEPS, max(limit // LEAST_PROBES, 1))
+        if num_steps or num_probes:
+            steps = num_steps or max(limit // (num_probes or 1), 1)
         self._steps = min(steps, products.dim, limit)
         self._probes = num_probes
         self._steps_fixed = num_steps is not None
@@ -100,7 +105,7 @@ class SLQ:
         smallest, largest = float(nodes.min()), float(nodes.abs().max())
         rounding = 2.0 * self._products.eps * largest
         floor = below_tridiagonals(T) if self._floor is None else self._floor
-        floor = min(floor, smallest) - rounding
+        floor = node_below(floor, smallest, rounding)
         mass = T.norms.square().unsqueeze(1)
         under = None
         if floor > -float("inf"):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvops.errors import InputError
+
 Function = Callable[[Tensor], Tensor]
 """A function of the eigenvalues, elementwise."""
 
@@ -90,6 +92,33 @@ def integrate(samples: list[Samples], f: Function) -> Tensor:
 def standard_error(samples: list[Samples], f: Function) -> float:
     """Return the standard error of the mean of all samples, of runs of equal size."""
     return math.sqrt(sum(part.variance(f) for part in samples)) / len(samples)
+
+
+def node_below(floor: float, smallest: float, rounding: float) -> float:
+    """Return a node for Gauss–Radau rules from a lower bound of the spectrum.
+
+    Args:
+        floor: The bound.
+        smallest: The smallest Ritz value, which shows if the bound is none.
+        rounding: What products make up.
+
+    Raises:
+        InputError: If the bound is above a Ritz value.
+    """
+    if floor > smallest + max(10.0 * rounding, 1e-9 * abs(floor)):
+        raise InputError(
+            f"lower_bound={floor:g} is above the smallest Ritz value {smallest:g} (0 is the bound "
+            "of what calls itself positive semidefinite). Pass a number below the spectrum of A."
+        )
+    return min(floor, smallest) - rounding
+
+
+def not_symmetric(asymmetry: float, size: float) -> InputError:
+    """Return the error of a matrix whose products show that it is not symmetric."""
+    return InputError(
+        f"A is not symmetric: entries of A - Aᵀ are as large as {asymmetry:.3g}, where A is of "
+        f"size {size:.3g}. Only a symmetric matrix has a real spectrum to sum over."
+    )
 
 
 def _sum(weights: Tensor, values: Tensor) -> Tensor:
