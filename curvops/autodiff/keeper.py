@@ -1,11 +1,10 @@
-"""What is kept between products, in which form, and how columns go through it.
+"""What is kept between products, how much of it, and how columns go through it.
 
-* *streamed*: rebuilt for every product, one batch alive at a time; the first product, and the
-  batches that do not fit the memory budget;
-* *kept graph*: the autograd graph of a batch stays alive; no set-up beyond building it once;
-* *kept residuals*: the product is traced and split (see :mod:`curvops.autodiff.tracing`); it
-  takes seconds to set up, so it waits until the products that are announced, or were already
-  made, pay for it. Then both are measured on the first batch and the faster one stays.
+The first product, and batches that do not fit the memory budget, are streamed: rebuilt for every
+product, one batch alive at a time. The maps of the others stay, in one of the forms of
+:mod:`curvops.autodiff.forms`. Tracing takes seconds, so it waits until the products that are
+announced, or were already made, pay for it; then the forms are measured on the first batch and
+the fastest stays.
 """
 
 from __future__ import annotations
@@ -14,32 +13,27 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from curvops.autodiff.batch_maps import TRACE_ERRORS, BatchMap, GraphMap, ResidualMap, Tracer
+from curvops.autodiff.batch_maps import BatchMap, GraphMap, ResidualMap
+from curvops.autodiff.forms import Forms
 from curvops.autodiff.invalidation import state_of
 from curvops.autodiff.keeping import Keeping
 from curvops.autodiff.linearization import Blocks, Linearization
-from curvops.autodiff.measure import can_compile, interleaved_medians, synchronize
+from curvops.autodiff.measure import synchronize
 from curvops.autodiff.memory import available_bytes, is_out_of_memory
 from curvops.autodiff.model import FunctionalModel
 from curvops.autodiff.product import ExtraStream, Product
+from curvops.autodiff.rank_one import RankOneMap
 from curvops.autodiff.widths import BLOCK, Widths
 from curvops.data import Batch, parse_bytes
-from curvops.errors import DifferentiationError, InputError, refuse_constant
+from curvops.errors import InputError, refuse_constant
 from curvops.losses import Loss
 from curvops.nesting import tensors_of
 
-Form = Literal["graph", "residuals"]
-
-_TRACE_SECONDS = 2.0
-_COMPILE_SECONDS = 25.0
-_GAIN = 0.25
-"""What tracing or compiling may be expected to save of a product."""
 _WORKING = 4
 """Times its graph that one batch needs while it is multiplied with one column."""
 _COPIES = 4
@@ -73,9 +67,7 @@ class Keeper:
     ) -> None:
         self._model, self._loss, self._product, self.options = model, loss, product, options
         self._kept: _Kept | None = None
-        self._tracer: Tracer | None = None
-        self._form: Form = "residuals" if options.keep == "residuals" else "graph"
-        self._tried = options.keep != "auto"
+        self._forms = Forms(model, loss, product, options)
         self._streaming = options.keep == "nothing"
         self._announced = self._products = 0
         self._seconds = 0.0
@@ -116,8 +108,8 @@ class Keeper:
 
     @property
     def form(self) -> str:
-        """What is kept now: ``"residuals"``, ``"graph"`` or ``"nothing"``."""
-        return self._form if self._kept is not None and self._kept.maps else "nothing"
+        """What is kept now: ``"residuals"``, ``"graph"``, ``"layers"`` or ``"nothing"``."""
+        return self._forms.form if self._kept is not None and self._kept.maps else "nothing"
 
     def run(
         self,
@@ -133,7 +125,7 @@ class Keeper:
 
         Args:
             params: The current point.
-            batches: One pass over the data.
+            batches: One pass over the data, ``num_batches`` of them.
             num_batches: How many there are.
             data_is_held: Whether the batches stay in memory whatever is kept.
             columns: Vectors ``[K, P]``.
@@ -195,9 +187,11 @@ class Keeper:
                     if i == 0 and (storing or self.options.memory_budget is not None):
                         budget = self._budget(lin, columns)
                     extras = stream(lin)
+                    if storing and i == 0 and self._forms.try_layers(lin, extras):
+                        self._widths.forget()
                     if trial and i == 0:
                         self._choose(lin, extras, num_batches, budget if keeping else None)
-                    batch_map = self._build(lin, extras)
+                    batch_map = self._forms.build(lin, extras)
                     if storing:
                         self._store(kept, batch_map, lin, budget, stream)
                     del lin, extras
@@ -210,92 +204,24 @@ class Keeper:
 
     def _pays_to_keep(self, num_columns: int) -> bool:
         """Keep from the second product on, or from the first if more are announced."""
-        if self.options.keep in ("graph", "residuals"):
+        if self.options.keep in ("graph", "residuals", "layers"):
             return True
         return self._products > 0 or self._announced > num_columns
 
     def _pays_to_trace(self, num_columns: int) -> bool:
         """Trace once the products to come, announced or as many again, save what it costs."""
-        if self._tried:
-            return False
         expected = max(self._announced - self._products, self._products, num_columns)
-        return expected * self._seconds * _GAIN > _TRACE_SECONDS
-
-    def _build(self, lin: Linearization, extras: list[Tensor]) -> BatchMap:
-        if self._form == "residuals":
-            try:
-                return self._trace(lin, extras)
-            except TRACE_ERRORS as error:
-                if is_out_of_memory(error):
-                    raise
-                _ = lin.prediction  # what this raises is the model's own error
-                if self.options.keep == "residuals":
-                    raise DifferentiationError(
-                        f"the product of this model cannot be traced ({error}). Use "
-                        'keep="graph" or "auto".'
-                    ) from error
-                self._form = "graph"
-        return GraphMap(lin, self._product.chain(lin, extras))
-
-    def _trace(self, lin: Linearization, extras: list[Tensor]) -> ResidualMap:
-        if self._tracer is None:
-            names = list(self._model.names)
-            self._tracer = Tracer(self._model, self._loss, self._product, names)
-            self._tracer.compiled = self.options.compile is True
-        return self._tracer([p.detach() for p in lin.params], lin.batch, extras)
+        return self._forms.pays_to_trace(expected, self._seconds)
 
     def _choose(
         self, lin: Linearization, extras: list[Tensor], num_batches: int, budget: int | None
     ) -> None:
-        """Measure the forms on a first batch and settle for the fastest that fits.
-
-        Args:
-            lin: The batch.
-            extras: What goes with it.
-            num_batches: How many batches there are.
-            budget: Bytes that may be kept; ``None`` if nothing is, so that building counts too.
-        """
-        self._tried = True
-        try:
-            size = self._trace(lin, extras).num_bytes(self._shared(lin))
-        except TRACE_ERRORS as error:
-            if is_out_of_memory(error):
-                raise
-            _ = lin.prediction  # what this raises is the model's own error
-            return
-        assert self._tracer is not None
-        v = [torch.ones_like(p) for p in lin.params]
-
-        def residuals(lean: bool) -> BatchMap:
-            assert self._tracer is not None
-            self._tracer.lean = lean
-            return self._trace(lin, extras)
-
-        def graph() -> BatchMap:
-            fresh = Linearization(lin.predict, self._loss, lin.params, lin.batch)
-            return GraphMap(fresh, self._product.chain(fresh, extras))
-
-        forms: dict[tuple[Form, bool], Callable[[], BatchMap]] = {
-            ("residuals", True): partial(residuals, True),
-            ("graph", False): graph,
-        }
-        if budget is None or size * num_batches <= budget:
-            forms["residuals", False] = partial(residuals, False)
-        if budget is None:  # nothing is kept, so that building counts too
-            tasks = {k: partial(_built_and_run, build, v) for k, build in forms.items()}
-            seconds = interleaved_medians(tasks)
-        elif 2 * len(forms) * self._graph_bytes(lin) <= self._allowed(v[0].device):
-            seconds = interleaved_medians({k: partial(b().one, v) for k, b in forms.items()})
-        else:  # one after the other, so that only one of them takes memory
-            seconds = {}
-            for k, build in forms.items():
-                seconds |= interleaved_medians({k: partial(build().one, v)})
-        self._form, self._tracer.lean = min(seconds, key=seconds.__getitem__)
+        together = self._bytes_per_datum is not None and (
+            8 * self._bytes_per_datum * lin.batch.size <= self._allowed(lin.params[0].device)
+        )
+        left = max(self._announced, 2 * self._products) - self._products
+        self._forms.choose(lin, extras, self._shared(lin), budget, together, num_batches, left)
         self._widths.forget()
-        if self._form == "residuals" and self.options.compile == "auto":
-            left = max(self._announced, 2 * self._products) - self._products
-            total = seconds[self._form, self._tracer.lean] * num_batches * left
-            self._tracer.compiled = total * _GAIN > _COMPILE_SECONDS and can_compile()
 
     def _store(
         self,
@@ -306,7 +232,7 @@ class Keeper:
         stream: ExtraStream,
     ) -> None:
         """Keep a map if it fits; what is kept is a prefix of the batches."""
-        if isinstance(batch_map, ResidualMap):
+        if isinstance(batch_map, (ResidualMap, RankOneMap)):
             size = batch_map.num_bytes(self._shared(lin))
         else:
             assert self._bytes_per_datum is not None
@@ -398,7 +324,3 @@ class Keeper:
         if len(columns) > 1:
             synchronize(columns.device)
             self._widths.took(width, (time.perf_counter() - start) / (len(columns) * batch.size))
-
-
-def _built_and_run(build: Callable[[], BatchMap], v: Blocks) -> Blocks:
-    return build().one(v)

@@ -8,7 +8,7 @@ from typing import Literal
 from curvops.data import parse_bytes
 from curvops.errors import InputError
 
-Keep = Literal["auto", "residuals", "graph", "nothing"]
+Keep = Literal["auto", "residuals", "graph", "layers", "nothing"]
 Columns = Literal["auto", "loop", "vmap"] | int
 
 
@@ -17,7 +17,7 @@ class Keeping:
     """How products are kept; every choice can be fixed by hand.
 
     Attributes:
-        keep: ``"residuals"``, ``"graph"``, ``"nothing"``, or ``"auto"``.
+        keep: ``"residuals"``, ``"graph"``, ``"layers"``, ``"nothing"``, or ``"auto"``.
         columns: ``"loop"``, ``"vmap"``, a number of columns per vmap, or ``"auto"``.
         memory_budget: Bytes that what is kept may take, or text such as ``"2GB"``; half of the
             device's free memory by default.
@@ -31,9 +31,10 @@ class Keeping:
 
     def __post_init__(self) -> None:
         """Validate the choices."""
-        if self.keep not in ("auto", "residuals", "graph", "nothing"):
+        if self.keep not in ("auto", "residuals", "graph", "layers", "nothing"):
             raise InputError(
-                f'keep must be "auto", "residuals", "graph" or "nothing", got {self.keep!r}.'
+                'keep must be "auto", "residuals", "graph", "layers" or "nothing", got '
+                f"{self.keep!r}."
             )
         width = self.columns
         positive = isinstance(width, int) and not isinstance(width, bool) and width > 0

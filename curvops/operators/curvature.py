@@ -46,7 +46,8 @@ class CurvatureLinearOperator(LinearOperator):
         num_data: The number of data you expect; another number found is an error.
         batch_size_fn: Number of data of a batch from its X.
         keep: What products share: ``"residuals"`` (traced, seconds of set-up), ``"graph"``
-            (autograd's), ``"nothing"`` (streamed), or ``"auto"``: the faster, measured.
+            (autograd's), ``"layers"`` (layer inputs and output gradients, Fisher matrices only),
+            ``"nothing"`` (streamed), or ``"auto"``: the fastest, measured.
         columns: How K > 1 columns go through: ``"loop"``, ``"vmap"``, a number of columns at a
             time, or ``"auto"``: the faster, measured.
         memory_budget: Memory for what is kept, in bytes or as ``"2GB"``; by default half of
@@ -142,7 +143,7 @@ class CurvatureLinearOperator(LinearOperator):
 
     @property
     def kept(self) -> str:
-        """What products share now: ``"residuals"``, ``"graph"`` or ``"nothing"``."""
+        """What products share now: ``"residuals"``, ``"graph"``, ``"layers"`` or ``"nothing"``."""
         return self._keeper.form
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from curvops import EmpiricalRisk
 from curvops.autodiff import batch_maps
-from curvops.autodiff import keeper as keeper_module
+from curvops.autodiff import forms as forms_module
 from curvops.autodiff.batch_maps import GraphMap, ResidualMap
 from curvops.autodiff.measure import can_compile
 from curvops.errors import DifferentiationError, InputError
@@ -74,7 +74,7 @@ def test_the_same_numbers_in_every_form(name: str, kind: str) -> None:
     full = residuals.kept_bytes
 
     if name not in ("transformer", "lstm", "gru") or kind == "hessian":  # seconds to trace
-        residuals._keeper._tracer.lean = True
+        residuals._keeper._forms.tracer.lean = True
         residuals.release()
         check(residuals, "lean residuals")
         assert residuals.kept == "residuals"
@@ -565,8 +565,8 @@ def favoured(monkeypatch: pytest.MonkeyPatch) -> Any:
             seen.append(set(candidates))
             return {key: seconds if key == choice else 2 * seconds for key in candidates}
 
-        monkeypatch.setattr(keeper_module, "interleaved_medians", medians)
-        monkeypatch.setattr(keeper_module, "_TRACE_SECONDS", 0.0)
+        monkeypatch.setattr(forms_module, "interleaved_medians", medians)
+        monkeypatch.setattr(forms_module, "_TRACE_SECONDS", 0.0)
         return seen
 
     return favour
@@ -586,7 +586,7 @@ def test_auto_measures_once_and_settles(choice: tuple[str, bool], favoured: Any)
     assert measured == [{("graph", False), ("residuals", False), ("residuals", True)}]
     assert operator.kept == choice[0]
     if choice[0] == "residuals":
-        assert operator._keeper._tracer.lean is choice[1]
+        assert operator._keeper._forms.tracer.lean is choice[1]
     for p in problem.params.values():
         p.mul_(0.5)
     assert_same(operator @ V, problem.build(keep="nothing") @ V)
@@ -614,7 +614,7 @@ def test_compiling_waits_until_it_pays(
         return function
 
     monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr(keeper_module, "can_compile", lambda: compiler)
+    monkeypatch.setattr(forms_module, "can_compile", lambda: compiler)
     favoured(("residuals", True), seconds)
     problem = problems.mlp((2, 2))
     operator = problem.build(GGN).prepare(100)
@@ -758,7 +758,7 @@ def test_nothing_changes_when_the_model_fails(form: str, kind: Any, failure: Bas
     before = _snapshot(model)
     for calls_left in range(30):
         operator.release()
-        operator._keeper._tracer = None
+        operator._keeper._forms.tracer = None
         model.raises, model.calls_left = failure, calls_left
         try:
             operator @ v
@@ -818,3 +818,33 @@ def test_a_risk_at_another_point_is_not_confused_with_the_first() -> None:
         assert_same(a @ v, built(HESSIAN, here, keep="nothing") @ v)
         assert_same(b @ v, built(HESSIAN, there, keep="nothing") @ v)
     assert differ(a @ v, b @ v)
+
+
+@pytest.mark.parametrize("kind", [EF, FISHER])
+def test_layers_are_tried_at_once_and_the_numbers_are_the_same(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problems.mlp((2, 3))
+    reference = problem.build(kind, keep="nothing")
+    V = vectors(reference, 3)
+    expected = reference @ V
+    fixed = problem.build(kind, keep="layers")
+    assert_same(fixed @ V, expected)
+    assert fixed.kept == "layers"
+    assert fixed.kept_bytes > 0
+    for faster in ("layers", "graph"):
+        monkeypatch.setattr(
+            forms_module,
+            "interleaved_medians",
+            lambda tasks, rounds=5, faster=faster: {k: float(k != faster) for k in tasks},
+        )
+        operator = problem.build(kind).prepare(10)
+        assert_same(operator @ V, expected)
+        assert operator.kept == faster
+        assert_same(operator @ V, expected)
+
+
+def test_layers_are_refused_where_they_do_not_apply() -> None:
+    operator = problems.mlp((2,)).build(HESSIAN, keep="layers")
+    with pytest.raises(DifferentiationError, match="one term per datum"):
+        operator @ vectors(operator)

@@ -113,7 +113,7 @@ def test_the_users_budget_is_what_counts(form: str) -> None:
     for share in (0.5, 1.0, 2.0, 4.0):
         budget = int(share * whole)
         operator = problem.build(keep=form, memory_budget=budget)
-        operator._keeper._tracer = ample._keeper._tracer  # which need not trace again
+        operator._keeper._forms.tracer = ample._keeper._forms.tracer  # which need not trace again
         assert_same(operator @ v, expected)
         assert operator.kept_bytes <= budget
         found.append(num_kept(operator))
@@ -195,7 +195,7 @@ def test_kept_bytes_tells_what_is_really_held(form: str) -> None:
     data = [(cases.randn(400, 64, seed=1), cases.randn(400, 2, seed=2))]
     operator = GGNLinearOperator(model, nn.MSELoss(), model, data, keep=form)
     v = vectors(operator)
-    operator._keeper._tracer = None
+    operator._keeper._forms.tracer = None
     gc.collect()
     with _Allocations() as allocated:
         operator @ v

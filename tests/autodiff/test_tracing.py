@@ -238,7 +238,7 @@ def test_one_trace_serves_every_batch_of_a_shape(kind: Any) -> None:
     operator = problem.build(kind, keep="residuals")
     v = vectors(operator)
     assert_same(operator @ v, problem.build(kind, keep="nothing") @ v)
-    assert len(operator._keeper._tracer._traced) == 2
+    assert len(operator._keeper._forms.tracer._traced) == 2
 
 
 class _Scaled(nn.Module):
@@ -271,7 +271,7 @@ def test_what_is_not_a_tensor_in_a_batch_is_part_of_its_shape() -> None:
     hessian = problem.build(HESSIAN, keep="residuals", **options)
     for kind, op in ((GGN, operator), (HESSIAN, hessian)):
         assert_same(op @ v, problem.build(kind, keep="nothing", **options) @ v)
-    assert len(operator._keeper._tracer._traced) == 3
+    assert len(operator._keeper._forms.tracer._traced) == 3
 
 
 def test_the_users_modules_are_not_held_by_what_was_traced() -> None:
@@ -288,7 +288,7 @@ def test_the_users_modules_are_not_held_by_what_was_traced() -> None:
             *(t for batch in problem.batches for t in batch),
         )
     }
-    for halves in operator._keeper._tracer._splits.values():
+    for halves in operator._keeper._forms.tracer._splits.values():
         for part in (halves.primal, halves.tangent):
             held = [*part.parameters(), *part.buffers()]
             held += [t for t in vars(part).values() if isinstance(t, Tensor)]
