@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from curvops.linalg import (
+    EighResult,
+    Estimate,
+    SpectralDensity,
+    UnconvergedWarning,
+    diagonal,
+    eigsh,
+    frobenius_norm,
+    logdet,
+    solve,
+    spectral_density,
+    trace,
+)
 from curvops.operators import (
     BlockDiagonalLinearOperator,
+    CGInverseLinearOperator,
     CurvatureLinearOperator,
     DiagonalLinearOperator,
     EFLinearOperator,
@@ -14,6 +28,7 @@ from curvops.operators import (
     IdentityLinearOperator,
     JacobianLinearOperator,
     LinearOperator,
+    NeumannInverseLinearOperator,
     SubmatrixLinearOperator,
     TransposedJacobianLinearOperator,
 )
@@ -22,7 +37,9 @@ from curvops.risk import EmpiricalRisk
 __version__ = "0.1.0"
 
 __all__ = [
+    # the risk and its operators
     "BlockDiagonalLinearOperator",
+    "CGInverseLinearOperator",
     "CurvatureLinearOperator",
     "DiagonalLinearOperator",
     "EFLinearOperator",
@@ -34,6 +51,20 @@ __all__ = [
     "IdentityLinearOperator",
     "JacobianLinearOperator",
     "LinearOperator",
+    "NeumannInverseLinearOperator",
     "SubmatrixLinearOperator",
     "TransposedJacobianLinearOperator",
+    # questions
+    "diagonal",
+    "eigsh",
+    "frobenius_norm",
+    "logdet",
+    "solve",
+    "spectral_density",
+    "trace",
+    # answers
+    "EighResult",
+    "Estimate",
+    "SpectralDensity",
+    "UnconvergedWarning",
 ]

@@ -9,6 +9,7 @@ from curvops.operators.algebra import (
     SumLinearOperator,
 )
 from curvops.operators.block_diagonal import BlockDiagonalLinearOperator
+from curvops.operators.cg_inverse import CGInverseLinearOperator
 from curvops.operators.curvature import CurvatureLinearOperator
 from curvops.operators.diagonal import DiagonalLinearOperator
 from curvops.operators.ef import EFLinearOperator
@@ -22,12 +23,14 @@ from curvops.operators.jacobian import (
     TransposedJacobianLinearOperator,
 )
 from curvops.operators.linear import LinearOperator
+from curvops.operators.neumann import NeumannInverseLinearOperator
 from curvops.operators.scipy_export import SciPyLinearOperator
 from curvops.operators.submatrix import SubmatrixLinearOperator
 
 __all__ = [
     "AdjointLinearOperator",
     "BlockDiagonalLinearOperator",
+    "CGInverseLinearOperator",
     "CurvatureLinearOperator",
     "DiagonalLinearOperator",
     "EFLinearOperator",
@@ -38,6 +41,7 @@ __all__ = [
     "IdentityLinearOperator",
     "JacobianLinearOperator",
     "LinearOperator",
+    "NeumannInverseLinearOperator",
     "ProductLinearOperator",
     "ScaledLinearOperator",
     "SciPyLinearOperator",

@@ -7,6 +7,9 @@ matplotlib comes with the extra ``plot`` and is imported when the first picture 
 
 from __future__ import annotations
 
+from curvops.plotting.density import density
+from curvops.plotting.eigenpairs import eigenpairs
+from curvops.plotting.estimate import estimates
 from curvops.plotting.line import line
 from curvops.plotting.logdet import logdet
 from curvops.plotting.scree import scree
@@ -19,6 +22,9 @@ __all__ = [
     "DARK",
     "LIGHT",
     "Theme",
+    "density",
+    "eigenpairs",
+    "estimates",
     "line",
     "logdet",
     "new_axes",
