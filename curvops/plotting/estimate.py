@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 def estimates(
     results: Mapping[str, Estimate],
     *,
-    truth: float | None = None,
+    truth: float | Mapping[str, float] | None = None,
     xlabel: str = "estimate",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw estimates of one number, one a row: value, standard error, bracket.
+    """Draw estimates, one a row: value, standard error, bracket.
 
     A thick bar is one standard error, a thin one with caps the bracket; an open marker has not
     converged, and an end of a bracket that is infinite is not drawn.
 
     Args:
         results: Estimates by name, the first on top.
-        truth: The exact value, where it is known.
+        truth: The exact value, where it is known: one for all, or by name where rows are of
+            different numbers.
         xlabel: What the number is.
         ax: Where to draw; a new figure by default.
 
@@ -54,8 +55,12 @@ def estimates(
     for name, result in results.items():
         if not math.isfinite(result.value):
             raise InputError(f"results[{name!r}] has the value {result.value}; expected a number.")
-    if truth is not None and not math.isfinite(truth):
+    exact = truth if isinstance(truth, Mapping) else {} if truth is None else {"": truth}
+    if not all(math.isfinite(value) for value in exact.values()):
         raise InputError(f"truth must be finite, got {truth!r}.")
+    unknown = [name for name in exact if name not in results]
+    if isinstance(truth, Mapping) and unknown:
+        raise InputError(f"truth has {unknown[0]!r}, which is none of results: {list(results)}.")
     ax, colours = resolve(ax), current()
     for row, result in enumerate(results.values()):
         below, above = (
@@ -88,7 +93,21 @@ def estimates(
             color=colours.primary,
             markerfacecolor=colours.primary if result.converged else colours.paper,
         )
-    if truth is not None:
+    if isinstance(truth, Mapping):
+        rows = [row for row, name in enumerate(results) if name in truth]
+        ax.plot(
+            [truth[name] for name in results if name in truth],
+            rows,
+            linestyle="none",
+            marker="|",
+            markersize=16,
+            markeredgewidth=2,
+            color=colours.accent,
+            label="exact",
+        )
+        if rows:
+            ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0))
+    elif truth is not None:
         ax.axvline(truth, color=colours.accent, linestyle="--", linewidth=1.4, label="exact")
         ax.legend(loc="best")
     ax.set_yticks(range(len(results)), [plain(name) for name in results])

@@ -25,8 +25,14 @@ _SETUP = """\
 import numpy as np
 import torch
 from scipy.sparse.linalg import eigsh
-from curvops import HessianLinearOperator
 from curvops.landscape import line
+from curvops.linalg.density import spectral_density
+from curvops.linalg.eigsh import eigsh as native_eigsh
+from curvops.linalg.frobenius import frobenius_norm
+from curvops.linalg.logdet import logdet
+from curvops.linalg.trace import trace
+from curvops.operators import BlockDiagonalLinearOperator
+from curvops.operators import GGNLinearOperator, HessianLinearOperator
 from curvops.report import load_problem
 from curvops.report.accuracy import accuracy
 from curvops.volume import logdet_from_eigenvalues, quadratic_volume

@@ -68,3 +68,12 @@ def test_bad_input() -> None:
         estimates({"x": made(math.nan, 0.1, 0.2)})
     with pytest.raises(InputError, match="truth must be finite"):
         estimates(ROWS, truth=math.inf)
+
+
+def test_exact_values_of_different_numbers_stand_in_their_rows() -> None:
+    ax = estimates(ROWS, truth={"exact": 3.3, "hutchinson": 3.0}, ax=plotting.new_axes())
+    (exact,) = [line for line in ax.lines if line.get_label() == "exact"]
+    assert list(exact.get_xdata()) == [3.0, 3.3]
+    assert list(exact.get_ydata()) == [0, 2]
+    with pytest.raises(InputError, match="truth has 'absent'"):
+        estimates(ROWS, truth={"absent": 1.0})

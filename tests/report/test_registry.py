@@ -13,7 +13,17 @@ from curvops.report.registry import known_sections, select
 
 def test_built_in_sections_in_order() -> None:
     names = [s.name for s in known_sections()]
-    assert names == ["problem", "timing", "eigenpairs", "spectrum", "logdet", "volume", "lines"]
+    assert names == [
+        "problem",
+        "timing",
+        "eigenpairs",
+        "spectrum",
+        "density",
+        "traces",
+        "logdet",
+        "volume",
+        "lines",
+    ]
     assert [s.name for s in known_sections() if s.after_all] == ["timing"]
 
 

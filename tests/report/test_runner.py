@@ -105,7 +105,18 @@ def test_a_section_that_outlasts_the_budget_is_stopped(registry: Registry) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["problem", "timing", "eigenpairs", "spectrum", "logdet", "volume", "lines"]
+    "name",
+    [
+        "problem",
+        "timing",
+        "eigenpairs",
+        "spectrum",
+        "density",
+        "traces",
+        "logdet",
+        "volume",
+        "lines",
+    ],
 )
 def test_every_section_works_alone(name: str) -> None:
     report = run_report(make_problem(weight_decay=0.1), Options(only=(name,)))

@@ -104,9 +104,13 @@ def test_lines_meet_at_the_point_and_follow_the_model(report: Report) -> None:
 def test_without_the_dense_hessian() -> None:
     report = run_report(make_problem(), Options(max_dense=10))
     got = {o.section.name: o.status for o in report.outcomes}
-    assert got.pop("logdet") == got.pop("volume") == "skipped"
+    assert got.pop("volume") == "skipped"
     assert set(got.values()) == {"ok"}
-    reason = next(o.reason for o in report.outcomes if o.section.name == "logdet")
+    names = {name for o in report.outcomes for name in o.result.numbers}
+    assert not [name for name in names if "dense" in name]
+    assert {"trace", "trace_layer_0", "wasserstein_bound"} <= names
+    assert any(name.endswith("_estimate") for name in names)
+    reason = next(o.reason for o in report.outcomes if o.section.name == "volume")
     assert "--max-dense" in reason
     assert report.exit_code == 0
 
@@ -195,6 +199,19 @@ def test_demo_is_a_minimum_and_agrees_with_dense() -> None:
     assert found["accuracy"].value > 0.99  # type: ignore[operator]
     assert found["agreement_with_dense"].value < 1e-10  # type: ignore[operator]
     assert found["smallest_eigenvalue"].value > 0  # type: ignore[operator]
+    assert found["agreement_with_arpack"].value < 1e-10  # type: ignore[operator]
+    assert found["wasserstein_distance"].value <= found["wasserstein_bound"].value  # type: ignore[operator]
+    estimated = {name: f"{name}_dense" for name in ("trace", "frobenius_norm", "trace_layer_0")}
+    for prefix in ("logdet", "ggn_logdet"):
+        exact_names = [n for n in found if n.startswith(f"{prefix}_shift_")]
+        estimated |= {f"{n}_estimate": n for n in exact_names if f"{n}_estimate" in found}
+    assert len(estimated) == 3 + 2 * 8
+    for name, exact in estimated.items():
+        low, high = found[f"{name}_bracket"].value  # type: ignore[misc]
+        truth = found[exact].value
+        assert isinstance(truth, float)
+        assert low is None or low <= truth, name
+        assert high is None or truth <= high, name
     logdet, volume = found["logdet_shift_0"], found["log_volume_no_prior_threshold_0.01"]
     assert isinstance(logdet.value, float)
     assert isinstance(volume.value, float)

@@ -28,8 +28,7 @@ def spectrum(context: Context) -> SectionResult:
     num_negative = int((values < -dense.noise).sum())
     num_zero = int((values.abs() <= dense.noise).sum())
     smallest, largest = float(values[0]), float(values[-1])
-    middle, total = float(values.median()), float(values.sum())
-    frobenius = float(values.norm())
+    middle = float(values.median())
     numbers = {
         "smallest_eigenvalue": Number(
             smallest,
@@ -46,20 +45,6 @@ def spectrum(context: Context) -> SectionResult:
             call=f"float({_ALL}.median())",
             cost=dense.cost,
         ),
-        "trace": Number(
-            total,
-            "trace",
-            dense.noise * len(values),
-            call="float(hessian.to_dense().double().trace())",
-            cost=dense.cost,
-        ),
-        "frobenius_norm": Number(
-            frobenius,
-            "Frobenius norm",
-            dense.noise * len(values) ** 0.5,
-            call="float(hessian.to_dense().double().norm())",
-            cost=dense.cost,
-        ),
         "num_negative": Number(num_negative, "eigenvalues below −noise", cost=dense.cost),
         "num_zero": Number(num_zero, "eigenvalues within the noise of zero", cost=dense.cost),
         "noise": Number(
@@ -73,8 +58,6 @@ def spectrum(context: Context) -> SectionResult:
         ("largest", digits(largest)),
         ("median", digits(middle)),
         ("smallest", digits(smallest)),
-        ("trace", digits(total)),
-        ("Frobenius norm", digits(frobenius)),
         ("negative", digits(num_negative)),
         ("zero within the noise", digits(num_zero)),
         ("noise of an eigenvalue", digits(dense.noise, 2)),
