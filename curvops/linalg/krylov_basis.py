@@ -142,6 +142,8 @@ class KrylovBasis:
         W = torch.empty_like(self._R).copy_(self._products(V[n:].T).T)
         self._H[:stop, n:stop] = self._recur(n, stop, W)
         self._R, M = self._orthonormal(W, V)
+        lengths = torch.hypot(self._H[:stop, n:stop].norm(dim=0), M.norm(dim=0))
+        self.scale = max(self.scale, float(lengths.max()))
         self._B = torch.cat([self._B.new_zeros(M.shape[0], n), M], 1)
         self.size = stop
 
@@ -158,9 +160,10 @@ class KrylovBasis:
             first = rows[0]  # a restart couples to the first vectors, a step to the last
             span = slice(first, rows[-1] + 1)
             W.addmm_(known[span].T.to(W.device, W.dtype), self._V[span], alpha=-1)
-        inner = _remove(self._V[n:stop], W, sweeps=1)
-        known[n:] += inner
-        self.scale = max(self.scale, float(torch.hypot(known.norm(dim=0), _norms(W)).max()))
+        inner = self._V[n:stop] @ W.T
+        W.addmm_(inner.T, self._V[n:stop], alpha=-1)
+        known[n:] += inner.to("cpu", torch.float64)
+        self.scale = max(self.scale, float(known.norm(dim=0).max()))
         return known + _remove(self._V[:stop], W)
 
     def ritz(self) -> Ritz:
@@ -264,12 +267,7 @@ def _lengths(columns: Tensor, gram: Tensor) -> Tensor:
     return (columns * (gram @ columns)).sum(0).clamp(min=0).sqrt()
 
 
-def _norms(W: Tensor) -> Tensor:
-    norms: Tensor = W.norm(dim=1)
-    return norms.to("cpu", torch.float64)
-
-
-def _remove(V: Tensor, W: Tensor, sweeps: int = 5) -> Tensor:
+def _remove(V: Tensor, W: Tensor) -> Tensor:
     """Remove from rows ``W`` what lies in the orthonormal rows ``V``, in place; return ``V Wᵀ``.
 
     Once if they are almost orthogonal already, as after the recurrence; again while a sweep has
@@ -279,12 +277,11 @@ def _remove(V: Tensor, W: Tensor, sweeps: int = 5) -> Tensor:
     Args:
         V: ``[n, P]``.
         W: ``[b, P]``.
-        sweeps: At most so many.
     """
     total = torch.zeros(V.shape[0], W.shape[0], dtype=torch.float64)
     if not V.shape[0]:
         return total
-    for _ in range(sweeps):
+    for _ in range(5):
         C = V @ W.T
         W.addmm_(C.T, V, alpha=-1)
         total += C.to("cpu", torch.float64)
@@ -301,6 +298,11 @@ def _orthonormal(W: Tensor, negligible: float, V: Tensor) -> tuple[Tensor, Tenso
     little of them is left.
     """
     count = W.shape[0]
+    if count == 1:
+        length = float(W.norm())
+        if not length > negligible:
+            return W[:0], torch.zeros(0, 1, dtype=torch.float64), length
+        return W / length, torch.full((1, 1), length, dtype=torch.float64), 0.0
     Q = W.new_empty(count, W.shape[1])
     M = torch.zeros(count, count, dtype=torch.float64)
     rest = list(range(count))
