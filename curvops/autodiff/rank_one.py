@@ -261,10 +261,26 @@ def rank_one_map(
     Returns:
         The map; ``None`` where it is not of this form: parameters of other layers than linear
         ones and convolutions, weights used as functions, layers that see other axes than the
-        data first, mixed precisions, scores of several positions per datum.
+        data first, scores of several positions per datum, mixed precision, and half precision,
+        in which rounding would hide what the check looks for.
+
+    Example:
+        >>> from curvops.data import Batch
+        >>> from curvops.losses import as_loss
+        >>> model = FunctionalModel(nn.Linear(2, 1, bias=False), ("weight",))
+        >>> params = {"weight": torch.zeros(1, 2, requires_grad=True)}
+        >>> batch = Batch(0, torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(2, 1), 2)
+        >>> with model.at(params) as predict:
+        ...     lin = Linearization(predict, as_loss(nn.MSELoss()), [params["weight"]], batch)
+        ...     A = rank_one_map(model, lin, lambda lin: [torch.ones(2, 1)], verify=True)
+        >>> A.one([torch.tensor([[1.0, 0.0]])])  # 1·(1, 2) + 3·(3, 4)
+        [tensor([[10., 14.]])]
     """
     layers = supported_layers(model)
-    if layers is None or len({p.dtype for p in lin.params}) > 1:
+    dtype = lin.params[0].dtype
+    if layers is None or any(p.dtype != dtype for p in lin.params):
+        return None
+    if torch.finfo(dtype).bits < 32:
         return None
     fresh = Linearization(lin.predict, lin.loss, lin.params, lin.batch)
     with collecting(layers) as calls:
@@ -272,7 +288,7 @@ def rank_one_map(
     s = scores(fresh)
     if s is None or prediction.ndim == 0:
         return None
-    if fresh.is_constant:
+    if fresh.is_constant:  # what was collected, if anything, was discarded by the model
         return _assembled(fresh, [], s)
     if verify and not _is_complete(fresh, calls):
         return None

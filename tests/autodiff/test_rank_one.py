@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -388,13 +390,32 @@ def test_is_none_in_mixed_precision() -> None:
     assert maps_of(operator)[0] is None
 
 
-def test_a_batch_that_no_parameter_influences() -> None:
-    p = _on(WithUnused, 3)()
+def test_is_none_in_half_precision() -> None:
+    """There rounding is as large as what a check would have to see."""
+    p = _on(lambda: Functional(also=True), 3)()
+    params = {name: t.bfloat16() for name, t in p.params.items()}
+    batches = [(X.bfloat16(), y) for X, y in p.batches]
+    operator = Problem(p.model.bfloat16(), p.loss, params, batches).build(EFLinearOperator)
+    assert maps_of(operator)[0] is None
+
+
+class Discarding(WithUnused):
+    """A layer whose output goes nowhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.unused(x[:, :2])
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("model", [WithUnused, Discarding])
+def test_a_batch_that_no_parameter_influences(model: type[nn.Module]) -> None:
+    p = _on(model, 3)()
     operator = Problem(p.model, p.loss, ["unused.*"], p.batches).build(EFLinearOperator)
     (first, *_) = maps_of(operator)
     assert first is not None
     assert first.is_constant
     assert all(not t.any() for t in first.one([torch.ones(2, 2), torch.ones(2)]))
+    assert_right(p.build(EFLinearOperator))
     (other, *_) = maps_of(problems.mlp().build(EFLinearOperator))
     assert other is not None
     assert not other.is_constant
@@ -443,6 +464,21 @@ def test_hooks_are_removed_after_an_exception() -> None:
     with pytest.raises(KeyboardInterrupt):
         maps_of(operator)
     assert _hooks(p.model) == before
+
+
+def test_holds_no_graph() -> None:
+    operator = SUPPORTED["conv"]().build(EFLinearOperator)
+    seen: list[weakref.ref[Any]] = []
+    product = operator._product()
+
+    def scores(lin: Linearization, extras: Any) -> Any:
+        seen.append(weakref.ref(lin.prediction))
+        return product.scores(lin, extras)  # type: ignore[misc]
+
+    operator._product = lambda: replace(product, scores=scores)
+    maps = maps_of(operator)
+    assert len(seen) == len(maps)
+    assert all(ref() is None for ref in seen)
 
 
 def test_holds_the_smaller_form_and_counts_it() -> None:
