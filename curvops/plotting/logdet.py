@@ -69,6 +69,9 @@ def logdet(
         raise InputError(f"There is no log-determinant with a positive shift {what}to draw.")
     ax, colours = resolve(ax), current()
     ax.set_xscale("log")
+    shifts = {c for pairs in drawn.values() for c, _ in pairs}
+    if len(shifts) == 1:
+        ax.set_xlim(min(shifts) / 3, max(shifts) * 3)
     series_colours = (colours.primary, colours.third, colours.fourth, colours.muted)
     for number, (name, pairs) in enumerate(drawn.items()):
         true = exact.get(name, {})

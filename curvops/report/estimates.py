@@ -61,7 +61,7 @@ def bracket(estimate: Estimate) -> str:
     Example:
         >>> import torch
         >>> bracket(Estimate(-1.234, 0.1, -1.5, -1.0, 9, True, torch.empty(0), "slq", 0.1))
-        '[-1.50, -1.00]'
+        '[-1.500, -1.000]'
     """
     width = estimate.upper - estimate.lower
     if math.isfinite(width) and width > 0:
