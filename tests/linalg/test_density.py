@@ -90,6 +90,14 @@ def test_quadrature_alone_is_within_its_bound() -> None:
         assert distance > 0.02 * density.wasserstein_quadrature
 
 
+def test_the_bound_of_the_quadrature_written_out() -> None:
+    # Two distinct eigenvalues: the rule is exact, and the bound the larger weight times their gap.
+    density = spectral_density(rotated(SPECTRA["two lumps"]), 5, 2)
+    assert density.wasserstein_quadrature == pytest.approx(
+        3 * float(density.weights.amax(1).mean()), rel=1e-6
+    )
+
+
 @pytest.mark.parametrize("deflate", [0, 3])
 @pytest.mark.parametrize("name", ["smooth", "outliers", "decay"])
 def test_moments(name: str, deflate: int) -> None:
@@ -168,6 +176,13 @@ def test_deflation_sharpens_the_bulk() -> None:
     A = rotated(values)
     plain, deflated = (spectral_density(A, 4, 8, deflate=k) for k in (0, 3))
     assert wasserstein(deflated, values) < 0.1 * wasserstein(plain, values)
+
+
+def test_nothing_of_the_outliers_is_left() -> None:
+    values = torch.cat([torch.full((20,), 1.0), torch.arange(5.0, 25.0)]).double()
+    density = spectral_density(rotated(values), 4, 6, deflate=20)
+    seen = density.weights > 1e-12
+    torch.testing.assert_close(density.nodes[seen], torch.ones(int(seen.sum())).double())
 
 
 def test_everything_deflated() -> None:
