@@ -38,7 +38,7 @@ FIRST_STEPS = 4
 GROWTH = 1.5
 """By what an adaptive run gets deeper."""
 
-_MOST_PROBES = 32
+_MOST_PROBES = 48
 _LEAST_STEPS = 4
 
 
@@ -75,10 +75,12 @@ class KrylovAware:
         room = max(memory // (max(products.dim, 1) * itemsize), 2)
         columns = min(limit, room)
         if num_probes is None:
-            wide = columns // num_steps if num_steps else math.isqrt(3 * columns // 4)
-            num_probes = max(min(wide, _MOST_PROBES, columns // _LEAST_STEPS), 2)
-        self._width = min(num_probes, products.dim)
-        self._depth = num_steps or math.ceil(columns / self._width)
+            wide = min(math.isqrt(2 * columns), _MOST_PROBES, max(columns // _LEAST_STEPS, 2))
+            num_probes = max(columns // (num_steps or max(columns // wide, 1)), 2)
+        self._width = min(num_probes, products.dim, limit)
+        # The last, narrower block of a space that fills up is a step too.
+        most = math.ceil if columns >= products.dim else math.floor
+        self._depth = num_steps or max(most(columns / self._width), 1)
         self._stream = Probes(products.dim, "gaussian", seed, device=products.device)
         self._spaces: list[BlockLanczos] = []
 
@@ -97,10 +99,7 @@ class KrylovAware:
         if self._is_exact:
             return False
         space = self._spaces[-1]
-        blocks = min(
-            math.ceil(GROWTH * space.num_blocks),
-            self._depth,
-        )
+        blocks = min(math.ceil(GROWTH * space.num_blocks), self._depth)
         if blocks > space.num_blocks and 0 < space.next_width <= self._left:
             self._deepen(blocks)
             return True
@@ -175,7 +174,7 @@ class _Probes:
         self._dim = space.dim
         self._depth = max(num_blocks - 1, 1)
         if space.is_invariant and num_blocks == space.num_blocks:
-            self._depth = num_blocks
+            self._depth = len(T)  # nothing leads out of Q, so that T is A at any depth
         self._products = Products(T)
         self._start = torch.zeros(len(T), R.shape[1], dtype=torch.float64)
         self._start[: len(R)] = R
