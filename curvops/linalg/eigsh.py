@@ -68,9 +68,9 @@ def eigsh(
             and 1e-4 for float32 products, 8 roundings for coarser ones. 0 asks for what rounding
             allows.
         v0: Where to start, ``[P]``, or ``[P, b]`` for a block; random by default.
-        ncv: The largest number of basis vectors, more than k; by default 3k + 20 or 60,
-            whichever is more, within 2 GiB but at least 2k + 20. More may save products, and
-            cost time and memory.
+        ncv: The largest number of basis vectors, more than k; by default 2k + 20,
+            at least 40 where they fit into 2 GiB. More may save products, and cost time and
+            memory: every product is orthogonalised against all.
         max_matvecs: Products after which to stop; by default 2000 or 100 k, whichever is more.
         block_size: Columns multiplied at a time. One takes the fewest products; a block of the
             largest multiplicity finds all copies at once.
@@ -144,7 +144,7 @@ def eigsh(
     block = max(block_size, 1 if start is None else start.shape[1])
     if ncv is None:
         fits = BASIS_BYTES // (P * dtype.itemsize)
-        ncv = min(P, max(2 * k + 20, k + 2 * block, min(max(3 * k + 20, 60), fits)))
+        ncv = min(P, max(2 * k + 20, k + 2 * block, min(max(2 * k + 20, 40), fits)))
     else:
         _check_count(ncv, "ncv", min(k + block, P), P)
     most = max(2000, 100 * k) if max_matvecs is None else max_matvecs

@@ -24,6 +24,9 @@ UNLUCKY = 0.1
 PERTURBATION = 0.1
 """What is mixed into the residual, in units of the smallest residual that is asked for."""
 
+KEPT = 0.6
+"""The share of what is not wanted that a restart keeps."""
+
 LOOKS = 25
 """How often convergence is looked at while the basis grows e-fold, at least about."""
 
@@ -142,9 +145,9 @@ class ThickRestart:
         return float(self._task.excess(ritz)[chosen].max()) if enough else math.inf
 
     def _restart(self, ritz: Ritz) -> None:
-        """Keep what is wanted and about half of the rest."""
+        """Keep what is wanted and a good half of the rest."""
         k, room = self._task.k, self._task.ncv - self._basis.block
-        keep = min(k + (self._task.ncv - k) // 2, room)
+        keep = min(k + int(KEPT * (self._task.ncv - k)), room)
         self._basis.restart(ritz.rotation[:, wanted(ritz.values, self._task.which, keep)])
         self._due = self._basis.size + 1
         self.restarts += 1
