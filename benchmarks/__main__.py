@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks products|eigs|memory|scaling|check|docs``."""
+"""The command line: ``python -m benchmarks products|eigs|logdet|memory|scaling|check|docs``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import check, docs, eigs, memory, pictures, products, report, scaling
+from benchmarks import check, docs, eigs, logdet, memory, pictures, products, report, scaling
 from benchmarks.environment import environment
 from benchmarks.options import Options
 from benchmarks.peers import PEERS
@@ -19,6 +19,7 @@ from benchmarks.results import FOLDER, Result, committed
 BENCHMARKS = {
     "products": (products.run, "the price of one product, ours in every way and the peers'"),
     "eigs": (eigs.run, "the largest Hessian eigenpairs, end to end"),
+    "logdet": (logdet.run, "log-determinants of the digits network, at equal products"),
     "memory": (memory.run, "peak memory, each case in a process of its own"),
     "scaling": (scaling.run, "time against data, parameters and columns"),
 }
