@@ -86,7 +86,6 @@ class BlockLanczos:
         tiny = torch.finfo(torch.float64).eps * products.dim**0.5
         norm = float(block.norm()) if block.numel() else 0.0
         self._next, self.start_coefficients = self._orthonormal(block, tiny * norm)
-        self._last = self._next[:, :0]
 
     @property
     def dim(self) -> int:
@@ -128,8 +127,6 @@ class BlockLanczos:
             return 0
         self._append(Q)
         W = self._products(Q)
-        if self.couplings:
-            W = W - self._last @ self.couplings[-1].T.to(W.device)
         diagonal = Q.T @ W
         W = W - Q @ diagonal
         self.noise = max(self.noise, float((diagonal - diagonal.T).abs().max()))
@@ -140,7 +137,6 @@ class BlockLanczos:
         self._scale = max(self._scale, norm, float(torch.linalg.matrix_norm(diagonal, 2)))
         if self.size >= self._products.dim:
             W = W[:, :0]
-        self._last = Q
         tolerance = BREAKDOWN * self._products.eps * self._scale
         self._next, coupling = self._orthonormal(W, tolerance)
         if coupling.shape[1] != width:
@@ -165,7 +161,7 @@ class BlockLanczos:
     def release(self) -> None:
         """Free the basis; the space cannot grow any more, but T remains."""
         self._store = self._store[:, :0].clone()
-        self._next, self._last = self._next[:, :0].clone(), self._last[:, :0].clone()
+        self._next = self._next[:, :0].clone()
 
     def _append(self, Q: Tensor) -> None:
         stop = self.size + Q.shape[1]

@@ -65,6 +65,14 @@ def test_without_reorthogonalisation_the_basis_is_lost():
     assert error(Q @ Q.T, torch.eye(60, dtype=F)) > 1e-3
 
 
+def test_a_few_steps_need_no_reorthogonalisation():
+    A, z = with_spectrum(torch.linspace(1, 2, 60, dtype=F)), randn(60, 2, seed=1)
+    plain, full = (lanczos(Products(A), z, 5, reorthogonalize=r) for r in (False, True))
+    assert plain.basis is None
+    assert error(plain.alpha, full.alpha) < 1e-12
+    assert error(plain.beta, full.beta) < 1e-12
+
+
 def test_columns_break_down_each_on_its_own_and_cost_no_more():
     Q = torch.eye(40, dtype=F)
     A = torch.diag(torch.arange(1.0, 41.0, dtype=F))

@@ -12,6 +12,7 @@ from torch import Tensor
 from curvops.errors import DTypeError, IndefiniteError, InputError, NonFiniteError, ShapeError
 from curvops.linalg.estimate import Estimate, UnconvergedWarning
 from curvops.linalg.logdet import logdet
+from curvops.linalg.spectral_measures import Samples, standard_error
 from tests.cases import randn
 from tests.linalg.test_lanczos import orthogonal, with_spectrum
 
@@ -83,6 +84,7 @@ def test_what_80_steps_cannot_resolve_is_exposed(hopeless):
     # The two rules are 9628 and 19230 on average; plain SLQ says the first ± 35.
     assert estimate.upper == pytest.approx(-9628 + 3 * 35, abs=150)
     assert estimate.lower == pytest.approx(-19230, abs=400)
+    assert estimate.value == pytest.approx(-(9628 + 19230) / 2, abs=200)
     assert 10 < estimate.stderr < 150
     assert "not converged" in str(estimate)
 
@@ -94,6 +96,23 @@ def test_without_a_lower_bound_nothing_is_promised():
     assert estimate.lower == -math.inf
     assert not estimate.converged
     assert holds(estimate, exact(eigenvalues))
+
+
+def test_the_error_of_samples_that_help_each_other():
+    """Var t̄ = s²/N + Cov, with Cov from the pair that leaves each other out."""
+
+    def column(*values: float) -> Tensor:
+        return torch.tensor(values, dtype=F).unsqueeze(1)
+
+    t, crossed = column(1.0, 3.0, 5.0), column(0.0, 1.0)
+    nodes = torch.ones(1, 1, dtype=F)
+    apart = Samples(nodes, t).variance(torch.exp)
+    assert apart == pytest.approx(math.e**2 * 4 / 3)
+    together = Samples(nodes, t, crossed).variance(torch.exp)
+    assert together == pytest.approx(math.e**2 * (4 / 3 + (1 - 0) * (3 - 1)))
+    opposed = Samples(nodes, t, column(0.0, 5.0)).variance(torch.exp)
+    assert opposed == pytest.approx(apart)
+    assert standard_error([Samples(nodes, t)] * 4, torch.exp) == pytest.approx(math.sqrt(apart / 4))
 
 
 # ------------------------------------------------------------------------------ sampled methods
