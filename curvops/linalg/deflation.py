@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -18,7 +19,7 @@ _SHARE = {"hutch++": 3, "xtrace": 2, "xdiag": 2}
 _LEAVES_OUT = ("xtrace", "xdiag")
 
 
-class Deflated:
+class Deflated(ABC):
     """Samples of a quantity that is known on the basis of a sketch, and sampled outside.
 
     A subclass states the part on the basis (:meth:`_base`), the sample of a fresh probe,
@@ -62,14 +63,14 @@ class Deflated:
         for X in self.sketch.fresh(count, whole=self.takes_whole_probes):
             yield self._known + self._rest(X)
 
+    @abstractmethod
     def _base(self) -> Tensor:
         """Return the part on the basis, ``[M]`` or a scalar."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _left_out(self) -> Moments:
         """Return the samples of the sketch's own probes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _rest(self, X: Tensor) -> Tensor:
         """Return what the basis leaves, ``[n, M]``, as seen by fresh probes ``[P, n]``."""
-        raise NotImplementedError

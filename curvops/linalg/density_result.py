@@ -18,6 +18,9 @@ from curvops.linalg.sampling import SKEWED, student
 class Curve:
     """A function with a band of 95 % from the scatter of the probes, point by point.
 
+    The band leaves out the quadrature: a rule has its weight at nodes, so between two of them it
+    can miss the true function by the weight of one. :attr:`SpectralDensity.wasserstein` has both.
+
     Attributes:
         x: Where ``[M]``.
         values: The mean over the probes ``[M]``.

@@ -7,6 +7,7 @@ matplotlib comes with the extra ``plot`` and is imported when the first picture 
 
 from __future__ import annotations
 
+from curvops.plotting.cumulative import cumulative
 from curvops.plotting.density import density
 from curvops.plotting.eigenpairs import eigenpairs
 from curvops.plotting.estimate import estimates
@@ -22,6 +23,7 @@ __all__ = [
     "DARK",
     "LIGHT",
     "Theme",
+    "cumulative",
     "density",
     "eigenpairs",
     "estimates",

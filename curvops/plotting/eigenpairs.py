@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from curvops.linalg.eigen_result import EighResult
+from curvops.plotting.scree import rings
 from curvops.plotting.style import as_array, current, resolve
 
 if TYPE_CHECKING:
@@ -60,17 +61,7 @@ def eigenpairs(
     if reference is not None:
         expected = np.sort(as_array(reference, "reference"))[::-1]
         lowest = min(lowest, expected[-1])
-        ax.plot(
-            np.arange(1, len(expected) + 1),
-            expected,
-            linestyle="none",
-            marker="o",
-            markersize=10,
-            markerfacecolor="none",
-            markeredgewidth=1.5,
-            color=colours.accent,
-            label=reference_label,
-        )
+        rings(ax, expected, reference_label)
     for chosen, face, name in (
         (converged, colours.primary, "converged"),
         (~converged, colours.paper, "not converged"),

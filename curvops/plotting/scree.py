@@ -52,17 +52,7 @@ def scree(
     if reference is not None:
         expected = np.sort(as_array(reference, "reference"))[::-1]
         lowest = min(lowest, expected[-1])
-        ax.plot(
-            np.arange(1, len(expected) + 1),
-            expected,
-            linestyle="none",
-            marker="o",
-            markersize=9,
-            markerfacecolor="none",
-            markeredgewidth=1.5,
-            color=colours.accent,
-            label=reference_label,
-        )
+        rings(ax, expected, reference_label)
     ax.plot(
         np.arange(1, len(values) + 1),
         values,
@@ -81,3 +71,18 @@ def scree(
     if reference is not None:
         ax.legend(loc="upper right")
     return ax
+
+
+def rings(ax: Axes, values: np.ndarray, label: str) -> None:
+    """Draw values against their rank as open circles, around what they are compared with."""
+    ax.plot(
+        np.arange(1, len(values) + 1),
+        values,
+        linestyle="none",
+        marker="o",
+        markersize=9,
+        markerfacecolor="none",
+        markeredgewidth=1.5,
+        color=current().accent,
+        label=label,
+    )

@@ -171,7 +171,8 @@ def _compared(
         ("x", "share at most x, dense", "estimate", "95 % band of the probes"),
         rows,
         f"Wasserstein distance from the true distribution: {distance:.2g}; the bound is "
-        f"{result.wasserstein:.2g}.",
+        f"{result.wasserstein:.2g}. The band holds the scatter of the probes alone: a rule has its "
+        "weight at nodes, and between two of them it can miss the exact share.",
     )
 
 
