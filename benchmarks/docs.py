@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import logdet, report
 from benchmarks.problems import TITLES
 from benchmarks.results import FOLDER, MEASURED, Result, Row, committed, find, select
 from benchmarks.tables import Table, number
@@ -15,6 +15,7 @@ from benchmarks.targets import (
     EIGENPAIRS_K,
     EIGENPAIRS_RESIDUAL,
     LEADS,
+    LOGDET_LEAD,
     MEMORY_BUDGET,
     MEMORY_BUDGET_MB,
     PROBLEMS,
@@ -61,6 +62,7 @@ _RUN = """\
 pip install -e ".[bench,plot]"
 python -m benchmarks products --json products.json
 python -m benchmarks eigs
+python -m benchmarks logdet
 python -m benchmarks memory
 python -m benchmarks scaling
 python -m benchmarks check products.json
@@ -186,6 +188,26 @@ def _eigs(rows: Sequence[Row]) -> Iterator[str]:
     yield report.eigs(rows).markdown() + "\n"
 
 
+def _logdet(rows: Sequence[Row]) -> Iterator[str]:
+    yield (
+        "log det(A + shift I) of the GGN and the Hessian of a 64-64-10 network on 1024 digits "
+        "(P = 4810, float64): the error against all eigenvalues, the error that is claimed, how "
+        "often the interval held the truth, products and seconds; medians over ten seeds. Where "
+        "the Hessian is indefinite after the shift, |A| is meant.\n"
+    )
+    ours = [row for row in rows if row.library == "curvops" and row.value is not None]
+    plain = {row.quantity: row for row in ours if row.variant.startswith("slq")}
+    cells = []
+    for row in ours:
+        if row.variant.startswith("krylov") and row.quantity in plain and row.value:
+            lead = (plain[row.quantity].value or 0.0) / row.value
+            mark = MET if lead >= LOGDET_LEAD else MISSED
+            cells.append([row.quantity, f"{mark} {number(lead)} (≥ {LOGDET_LEAD:g})"])
+    if cells:
+        yield Table(["matrix, shift", "error of slq / of krylov"], cells).markdown() + "\n"
+    yield logdet.table(list(rows)).markdown() + "\n"
+
+
 def _memory(rows: Sequence[Row]) -> Iterator[str]:
     yield (
         "The peak of the resident set in a process of its own, minus what the process held with "
@@ -252,7 +274,14 @@ def _remarks(rows: Sequence[Row]) -> list[str]:
 _TITLES = {
     "products": "Products",
     "eigs": "Eigenpairs",
+    "logdet": "Log-determinants",
     "memory": "Memory",
     "scaling": "Scaling",
 }
-_SECTIONS = {"products": _products, "eigs": _eigs, "memory": _memory, "scaling": _scaling}
+_SECTIONS = {
+    "products": _products,
+    "eigs": _eigs,
+    "logdet": _logdet,
+    "memory": _memory,
+    "scaling": _scaling,
+}

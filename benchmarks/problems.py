@@ -237,6 +237,7 @@ TITLES = {
     "gpt": "GPT",
     "resnet18": "ResNet-18",
     "fashion": "Fashion-MNIST",
+    "digits": "digits",  # of the log-determinants alone
 }
 
 

@@ -71,6 +71,9 @@ EIGENPAIRS = {"mlp": 330.0, "cnn": 180.0}
 EIGENPAIRS_K = 20
 EIGENPAIRS_RESIDUAL = 1e-4
 
+LOGDET_LEAD = 5.0
+"""How many times smaller than plain quadrature's the error must be, at equal products."""
+
 MEMORY_BUDGET = "200MB"
 MEMORY_BUDGET_MB = 200.0
 """What a run under that budget may add to the resident set."""
