@@ -46,6 +46,10 @@ class DifferentiationError(CurvopsError, RuntimeError):
     """The model or the loss cannot be differentiated as often as the operator needs."""
 
 
+class DivergenceError(CurvopsError, ArithmeticError):
+    """Chains or iterates ran away, or cannot move at all; the message names the step size."""
+
+
 class IndefiniteError(InputError):
     """A matrix must be positive definite and is not; the message names the shift that helps.
 
