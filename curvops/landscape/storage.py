@@ -199,7 +199,7 @@ def _decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     if not isinstance(value, dict):
         return value
     tag = next(iter(value), "nothing")
-    inner = value.get(tag)
+    inner: Any = value.get(tag)
     if tag == "float":
         return float(inner)
     if tag == "dtype":
