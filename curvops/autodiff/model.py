@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -46,11 +47,20 @@ class FunctionalModel:
         self._buffers = {} if self.module is None else _buffer_slots(self.module)
         self.names = names
         self.clone_buffers = False
+        self._held: dict[str, Tensor] = {}
+
+    def holding(self, held: Mapping[str, Tensor]) -> FunctionalModel:
+        """Return the same model with some of the parameters that vary held at given values."""
+        other = copy.copy(self)
+        other.names = tuple(name for name in self.names if name not in held)
+        other._held = self._held | {name: t.detach() for name, t in held.items()}
+        return other
 
     def fixed(self) -> dict[str, Tensor]:
-        """Return what the module's predictions depend on beside the parameters that vary."""
-        held = {name: slots[0] for name, slots in self._slots.items() if name not in self.names}
-        return {name: owner[key].detach() for name, (owner, key) in (held | self._buffers).items()}
+        """Return what the predictions depend on beside the parameters that vary."""
+        own = {name: slots[0] for name, slots in self._slots.items() if name not in self.names}
+        values = {n: owner[key].detach() for n, (owner, key) in (own | self._buffers).items()}
+        return values | self._held
 
     def places(self) -> Iterator[tuple[nn.Module, dict[str, str]]]:
         """Yield the modules that hold parameters that vary, with their names by attribute."""
@@ -72,13 +82,14 @@ class FunctionalModel:
             params: A tensor for each of the names that vary.
             fixed: Tensors for other parameters and buffers too (see :meth:`fixed`).
         """
-        fixed = fixed or {}
+        fixed = {**self._held, **(fixed or {})}
+        varied = {**{name: fixed[name] for name in self._held}, **params}
         with ExitStack() as stack:
             for context in self._second_order_kernels(next(iter(params.values())).device):
                 stack.enter_context(context)
             if self.module is not None:
                 stack.enter_context(self._substituted(self.module, params, fixed))
-            yield lambda X: self._predict(params, X)
+            yield lambda X: self._predict(varied, X)
 
     def _predict(self, params: Mapping[str, Tensor], X: Any) -> Tensor:
         device = next(iter(params.values())).device
