@@ -120,6 +120,11 @@ class BatchStream:
         """Whether the batches are kept in the device's memory."""
         return self._cache is not None
 
+    @property
+    def is_recut(self) -> bool:
+        """Whether batches are cut where it suits, since every datum counts for itself."""
+        return self._size_of_batches > 0
+
     def __len__(self) -> int:
         """Return the number of batches of a pass (at least, where shapes keep them apart)."""
         if self._cache is not None:
@@ -329,6 +334,12 @@ def _join(index: int, group: list[Batch]) -> Batch:
         return Batch(index, group[0].X, group[0].y, group[0].size)
     X, y = concatenate([b.X for b in group]), concatenate([b.y for b in group])
     return Batch(index, X, y, sum(b.size for b in group))
+
+
+def split(batch: Batch, size: int) -> Iterator[Batch]:
+    """Yield a batch in parts of ``size`` data, the last one smaller."""
+    for start in range(0, batch.size, size):
+        yield _slice(batch.index, batch, start, min(start + size, batch.size))
 
 
 def _slice(index: int, batch: Batch, start: int, stop: int) -> Batch:

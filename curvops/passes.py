@@ -184,6 +184,7 @@ class Passes:
                 self._progress(),
                 self.num_batches,
                 self._data.is_cached,
+                self._data.is_recut,
                 vectors,
                 blocks,
                 total.add,

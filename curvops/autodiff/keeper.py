@@ -10,7 +10,7 @@ the fastest stays.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ from curvops.autodiff.model import FunctionalModel
 from curvops.autodiff.product import ExtraStream, Product
 from curvops.autodiff.rank_one import RankOneMap
 from curvops.autodiff.widths import BLOCK, Widths
-from curvops.data import Batch, parse_bytes
+from curvops.data import Batch, parse_bytes, split
 from curvops.errors import InputError, refuse_constant
 from curvops.losses import Loss
 from curvops.nesting import tensors_of
@@ -38,6 +38,8 @@ _WORKING = 4
 """Times its graph that one batch needs while it is multiplied with one column."""
 _COPIES = 4
 """Of the columns, while they are multiplied: theirs, the sum's, its correction, the result."""
+_SLACK = 0.9
+"""Of a budget that is planned with; the rest goes to what an allocator rounds up and splits."""
 
 
 @dataclass
@@ -72,6 +74,7 @@ class Keeper:
         self._announced = self._products = 0
         self._seconds = 0.0
         self._bytes_per_datum: float | None = None
+        self._size: int | None = None
         self._widths = Widths(options.columns)
         self._data_is_held = True
 
@@ -117,6 +120,7 @@ class Keeper:
         batches: Iterable[Batch],
         num_batches: int,
         data_is_held: bool,
+        can_split: bool,
         columns: Tensor,
         blocks: Callable[[Tensor], Blocks],
         add: Callable[[int, int, Blocks], None],
@@ -128,6 +132,7 @@ class Keeper:
             batches: One pass over the data, ``num_batches`` of them.
             num_batches: How many there are.
             data_is_held: Whether the batches stay in memory whatever is kept.
+            can_split: Whether a batch is the sum of its parts, so that a scarce budget may cut it.
             columns: Vectors ``[K, P]``.
             blocks: Splits ``[P]`` or ``[c, P]`` into one tensor per parameter.
             add: Called with a range of columns and their product; where the range holds more
@@ -136,6 +141,8 @@ class Keeper:
         start = time.perf_counter()
         constant = True
         self._data_is_held = data_is_held
+        if not can_split or self.options.memory_budget is None:
+            self._size = 0
         with closing(self._maps(params, batches, num_batches, columns)) as maps:
             for batch, batch_map in maps:
                 self._multiply(batch, batch_map, columns, blocks, add)
@@ -176,7 +183,7 @@ class Keeper:
         prefix, budget = len(kept.maps), 0
         try:
             with self._model.at(kept.params) as predict:
-                for i, batch in enumerate(batches):
+                for i, batch in enumerate(self._parts(batches, predict, kept.params)):
                     if i < prefix:
                         yield batch, kept.maps[i]
                         continue
@@ -201,6 +208,26 @@ class Keeper:
         finally:
             if not kept.complete:  # interrupted while building
                 self.release()
+
+    def _parts(
+        self,
+        batches: Iterable[Batch],
+        predict: Callable[[Any], Tensor],
+        params: dict[str, Tensor],
+    ) -> Iterator[Batch]:
+        """Yield the batches, cut so that work on one leaves half of a given budget to the rest.
+
+        How they are cut is decided on the first batch ever seen, so that all products see the same.
+        """
+        for batch in batches:
+            if self._size is None:
+                lin = Linearization(predict, self._loss, list(params.values()), batch)
+                needed = 2 * _WORKING * self._graph_bytes(lin)
+                allowed = self._allowed(lin.params[0].device)
+                num_parts = min(batch.size, -(-needed // allowed)) if allowed else 1
+                self._size = -(-batch.size // num_parts) if num_parts > 1 else 0
+                del lin
+            yield from split(batch, self._size) if self._size else (batch,)
 
     def _pays_to_keep(self, num_columns: int) -> bool:
         """Keep from the second product on, or from the first if more are announced."""
@@ -263,7 +290,7 @@ class Keeper:
     def _allowed(self, device: torch.device) -> int:
         if self.options.memory_budget is None:
             return available_bytes(device) // 2
-        return parse_bytes(self.options.memory_budget, "memory_budget")
+        return int(_SLACK * parse_bytes(self.options.memory_budget, "memory_budget"))
 
     def _graph_bytes(self, lin: Linearization) -> int:
         """Return the bytes that the kept graph of a batch holds, by building one."""

@@ -162,6 +162,41 @@ def test_data_that_are_not_cached_count_where_they_are_kept(form: str) -> None:
     assert_same(operator @ v, expected)
 
 
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "ef", "fisher"])
+def test_a_scarce_budget_cuts_merged_batches(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One merged batch may need more than the budget alone; its parts do not."""
+    sizes: list[int] = []
+    original = keeper_module.Keeper._multiply
+
+    def multiply(self: Any, batch: Any, *rest: Any) -> None:
+        sizes.append(batch.size)
+        original(self, batch, *rest)
+
+    problem = problems.mlp((7, 7, 5))
+    whole = problem.build(KINDS[kind], merge_batches=64)
+    V = vectors(whole, 3)
+    expected = whole @ V
+    monkeypatch.setattr(keeper_module.Keeper, "_multiply", multiply)
+    for budget, most in (("1 GB", 19), (12_000, 10), (3_000, 5)):
+        operator = problem.build(KINDS[kind], merge_batches=64, memory_budget=budget)
+        for _ in range(3):
+            sizes.clear()
+            assert_same(operator @ V, expected)
+            assert max(sizes) <= most
+            assert sum(sizes) % 19 == 0
+
+
+def test_batches_that_were_not_merged_are_never_cut() -> None:
+    """Their data may depend on one another."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+    data = [(cases.randn(8, 3, seed=i), cases.randn(8, 2, seed=i)) for i in range(2)]
+    args: Any = (model, nn.MSELoss(), list(model.parameters()), data)
+    expected = HessianLinearOperator(*args, memory_budget=0, check_deterministic=False)
+    scarce = HessianLinearOperator(*args, memory_budget=100, check_deterministic=False)
+    v = vectors(expected)
+    assert_same(scarce @ v, expected @ v)
+
+
 @needs_proc
 @pytest.mark.parametrize("form", ["graph", "residuals"])
 @pytest.mark.parametrize("kind", [HessianLinearOperator, GGNLinearOperator])
