@@ -249,6 +249,52 @@ class BatchStream:
                 )
 
 
+class CastStream:
+    """The batches of a stream with their floating tensors in another dtype.
+
+    Args:
+        stream: The stream, or anything that stands for one.
+        dtype: The real floating dtype.
+        cache_bytes: Memory for keeping the copies, if the stream keeps its batches; without it
+            they are made for every pass.
+    """
+
+    def __init__(self, stream: Any, dtype: torch.dtype, cache_bytes: int) -> None:
+        self._stream = stream
+        self._dtype = dtype
+        self._kept: list[Batch] | None = None
+        if stream.is_cached and self._num_bytes() <= cache_bytes:
+            self._kept = [self._cast(batch) for batch in stream]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the stream says of itself: sizes do not depend on the dtype."""
+        return getattr(self._stream, name)
+
+    def __len__(self) -> int:
+        """Return the number of batches of a pass."""
+        return len(self._stream)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches, in the order of the stream."""
+        if self._kept is None:
+            yield from map(self._cast, self._stream)
+        else:
+            next(iter(self._stream))  # which refuses data that were modified since
+            yield from self._kept
+
+    def _cast(self, batch: Batch) -> Batch:
+        def cast(t: Tensor) -> Tensor:
+            return t.to(self._dtype) if t.is_floating_point() else t
+
+        with torch.inference_mode(False):
+            X, y = map_tensors(cast, batch.X), map_tensors(cast, batch.y)
+        return Batch(batch.index, X, y, batch.size)
+
+    def _num_bytes(self) -> int:
+        tensors = (t for batch in self._stream for t in tensors_of((batch.X, batch.y)))
+        return sum(t.numel() * self._dtype.itemsize for t in tensors if t.is_floating_point())
+
+
 def _is_held(data: Any) -> bool:
     return isinstance(data, (list, tuple))
 

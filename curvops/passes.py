@@ -7,7 +7,7 @@ of batches, and are divided by the global normaliser once.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -26,11 +26,12 @@ from curvops.autodiff import (
     individual_gradients,
     is_out_of_memory,
 )
+from curvops.autodiff.ensemble import Ensemble, Points, Quantity
 from curvops.data import Batch, BatchStream
 from curvops.errors import InputError, refuse_constant
 from curvops.losses import Loss
-from curvops.rng import preserved_rng
-from curvops.tensors import BlockSum, Space
+from curvops.rng import PrivateRNG, preserved_rng
+from curvops.tensors import BlockSum, CompensatedSum, Space
 
 
 class Passes:
@@ -39,14 +40,17 @@ class Passes:
     Attributes:
         params: The current point, tensors by name.
         progressbar: Show a bar over the batches of each pass.
+        check_deterministic: Whether model and data have been checked not to change.
     """
 
     params: dict[str, Tensor]
     progressbar: bool
+    check_deterministic: bool
     _model: FunctionalModel
     _loss: Loss | None
     _data: BatchStream
     _normalizer: float | None = None
+    _ensemble: Ensemble | None = None
 
     @property
     def loss_func(self) -> Loss:
@@ -132,6 +136,72 @@ class Passes:
                 del lin
         if constant and limit is None:
             refuse_constant(list(active))
+
+    @torch.inference_mode(False)
+    def sum_values(
+        self, key: Hashable, quantity: Quantity, rows: Tensor, options: Keeping
+    ) -> Tensor:
+        """Return Σ_b q(f_θ(X_b), y_b) at many points θ, in one pass.
+
+        Args:
+            key: Names the quantity, for what is remembered about its evaluation.
+            quantity: q.
+            rows: Points ``[K, P]``.
+            options: How many points at once, and in how much memory.
+
+        Returns:
+            The sums ``[K, *]`` for a quantity ``[*]``, not normalised.
+        """
+        points, rngs = Points(rows, self.params), self._streams(len(rows))
+        total: CompensatedSum | None = None
+        with preserved_rng():
+            for batch in self._parts(points, options, with_gradients=False):
+                value = self._evaluator().values(key, quantity, points, batch, options, rngs)
+                total = total or CompensatedSum(value.to(self.dtype))
+                total.add(value)
+        assert total is not None  # a risk has at least one batch
+        return total.value
+
+    @torch.inference_mode(False)
+    def sum_gradients(
+        self, key: Hashable, quantity: Quantity, rows: Tensor, options: Keeping
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sums ``[K]`` of :meth:`sum_values` and their gradients ``[K, P]``.
+
+        Raises:
+            DifferentiationError: If no batch depends on any parameter.
+        """
+        points, rngs = Points(rows, self.params), self._streams(len(rows))
+        values = CompensatedSum(rows.new_zeros(len(rows)))
+        total, constant = BlockSum(self.space, rows), True
+        ensemble = self._evaluator()
+        with preserved_rng():
+            for batch in self._parts(points, options, with_gradients=True):
+                value, unused = ensemble.gradients(
+                    key, quantity, points, batch, options, total.add, rngs
+                )
+                values.add(value)
+                constant = constant and unused
+        if constant:
+            refuse_constant(list(self.params))
+        return values.value, total.value
+
+    def _parts(self, points: Points, options: Keeping, with_gradients: bool) -> Iterator[Batch]:
+        for batch in self._progress():
+            if self._data.is_recut:
+                yield from self._evaluator().parts(batch, points, options, with_gradients)
+            else:
+                yield batch
+
+    def _evaluator(self) -> Ensemble:
+        # Copies of a risk share what was measured, as long as they share the model.
+        if self._ensemble is None or self._ensemble.model is not self._model:
+            self._ensemble = Ensemble(self._model)
+        return self._ensemble
+
+    def _streams(self, count: int) -> list[PrivateRNG] | None:
+        """Return a stream of random numbers for each point, all alike, if any may be drawn."""
+        return None if self.check_deterministic else [PrivateRNG(seed=0) for _ in range(count)]
 
     def keeper(self, product: Product, options: Keeping) -> Keeper:
         """Return what multiplies with the batches of this risk, and keeps what pays."""

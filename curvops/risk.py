@@ -10,8 +10,8 @@ batches are made here and nowhere else.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,20 @@ from curvops.autodiff import (
     unwrap,
 )
 from curvops.autodiff.determinism import check_model, merge_limit
-from curvops.data import Batch, BatchStream, parse_bytes
-from curvops.errors import DataError, InputError
+from curvops.autodiff.ensemble import Ensemble
+from curvops.autodiff.keeping import Columns, Keeping
+from curvops.data import Batch, BatchStream, CastStream, parse_bytes
+from curvops.errors import DataError, DTypeError, InputError
 from curvops.losses import Normalizer, as_loss
+from curvops.losses.metrics import Average, Metric
 from curvops.passes import Passes
 from curvops.rng import preserved_rng
-from curvops.tensors import CompensatedSum, Vector
+from curvops.tensors import Vector
+
+_BUDGET = "256MiB"
+_ONE_BY_ONE = Keeping(columns="loop", memory_budget=_BUDGET)
+_SQUARES = 2**22
+"""Numbers that are squared at a time, for ‖θ‖²."""
 
 
 class EmpiricalRisk(Passes):
@@ -111,6 +119,7 @@ class EmpiricalRisk(Passes):
         self._model = FunctionalModel(model, tuple(self.params), forward, autocast)
         # What has been checked not to write to its buffers needs no clones of them.
         self._model.clone_buffers = not check_deterministic
+        self._ensemble = Ensemble(self._model)
         limit = _merge_limit(merge_batches)
         self._normalizer = 0.0 if self.reduction == "mean" else 1.0
         self._data = BatchStream(
@@ -175,35 +184,145 @@ class EmpiricalRisk(Passes):
         other._normalizer = None
         return other
 
+    @torch.inference_mode(False)
+    def to(self, dtype: torch.dtype, *, cache_data: int | str = "1GiB") -> EmpiricalRisk:
+        """Return the same risk computed in another dtype, through the whole net.
+
+        Parameters, frozen ones and buffers too, are those of a copy of the module; the module
+        itself is not touched. Autocast is off.
+
+        Args:
+            dtype: A real floating dtype, such as ``torch.float64``.
+            cache_data: Memory for keeping the data in that dtype, if this risk keeps them; beyond
+                it they are converted again in every pass.
+
+        Returns:
+            A risk at the same point. It does not follow later changes of parameters.
+
+        Raises:
+            DTypeError: If ``dtype`` is not real floating.
+            InputError: If the module cannot be copied.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.Linear(2, 1, bias=False)
+            >>> data = [(torch.eye(2), torch.zeros(2, 1))]
+            >>> risk = EmpiricalRisk(model, torch.nn.MSELoss(), model, data)
+            >>> risk.to(torch.float64).loss().dtype, model.weight.dtype
+            (torch.float64, torch.float32)
+        """
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise DTypeError(f"dtype must be a real floating torch.dtype, got {dtype!r}.")
+        other, budget = copy.copy(self), parse_bytes(cache_data, "cache_data")
+        other._data = cast(BatchStream, CastStream(self._data, dtype, budget))
+        other._model = self._model.to(dtype)
+        other._ensemble = Ensemble(other._model)
+        other._normalizer = self.normalizer
+        other.params = {n: p.detach().to(dtype, copy=True) for n, p in self.params.items()}
+        return other
+
     # ------------------------------------------------------------------ values
 
     def loss(self) -> Tensor:
         """Return L(θ), a 0-dim tensor."""
-        return self._losses_at([self.params])[0]
+        return self._losses_at(self.theta.unsqueeze(0), _ONE_BY_ONE)[0]
 
-    def losses(self, thetas: Vector) -> Tensor:
-        """Return L at many points, reading the data once.
+    def gradient(self) -> Tensor:
+        """Return ∇L(θ), flat ``[P]``, in the order of ``params``."""
+        return self._gradients_at(self.theta.unsqueeze(0), _ONE_BY_ONE)[1][0]
+
+    def losses(
+        self, thetas: Vector, *, columns: Columns = "auto", memory_budget: int | str = _BUDGET
+    ) -> Tensor:
+        """Return L at many points, reading the data once; the module is not touched.
+
+        A loss that is NaN or infinite is returned as it is.
 
         Args:
             thetas: Points as the columns of a matrix: ``[P, K]``, a list of ``[*shape, K]`` or
                 a dict of them. One point without a column axis is legal.
+            columns: How many points go through the model together: a number, ``"loop"`` for one
+                after another, ``"vmap"`` for all that memory allows, or ``"auto"`` to measure
+                what is fastest on the first batch and remember it. Models that vmap cannot
+                vectorise are evaluated one point after another in any case.
+            memory_budget: What the evaluation may take beside points and answer, in bytes or as
+                ``"1GiB"``. Batches are cut where one of them alone takes more, unless their
+                data depend on one another.
 
         Returns:
             Losses ``[K]`` (``[1]`` for one point).
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.Linear(2, 1, bias=False)
+            >>> data = [(torch.eye(2), torch.zeros(2, 1))]
+            >>> risk = EmpiricalRisk(model, torch.nn.MSELoss(), model, data)
+            >>> risk.losses(torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 2.0]]))
+            tensor([0.0000, 0.5000, 2.5000])
         """
-        columns, _ = self.space.read(thetas, self.dtype, self.device, "thetas")
-        return self._losses_at([self._named(column) for column in columns.T])
+        points, _ = self.space.read(thetas, self.dtype, self.device, "thetas")
+        return self._losses_at(points.T, _options(columns, memory_budget))
 
-    def gradient(self) -> Tensor:
-        """Return ∇L(θ), flat ``[P]``, in the order of ``params``."""
-        return self._gradient_at(self.params)
-
-    def gradients(self, thetas: Vector) -> Tensor | list[Tensor] | dict[str, Tensor]:
+    def gradients(
+        self, thetas: Vector, *, columns: Columns = "auto", memory_budget: int | str = _BUDGET
+    ) -> Tensor | list[Tensor] | dict[str, Tensor]:
         """Return ∇L at many points (see :meth:`losses`), in the format of ``thetas``."""
-        columns, fmt = self.space.read(thetas, self.dtype, self.device, "thetas")
-        gradients = [self._gradient_at(self._named(column)) for column in columns.T]
-        flat = torch.stack(gradients, dim=1) if gradients else torch.zeros_like(columns)
-        return self.space.write(flat, fmt)
+        return self.losses_and_gradients(thetas, columns=columns, memory_budget=memory_budget)[1]
+
+    def losses_and_gradients(
+        self, thetas: Vector, *, columns: Columns = "auto", memory_budget: int | str = _BUDGET
+    ) -> tuple[Tensor, Tensor | list[Tensor] | dict[str, Tensor]]:
+        """Return L and ∇L at many points, in one pass over the data.
+
+        Args:
+            thetas: Points as columns (see :meth:`losses`).
+            columns: How many points go through the model together (see :meth:`losses`).
+            memory_budget: What that may take (see :meth:`losses`).
+
+        Returns:
+            Losses ``[K]``, and gradients in the format of ``thetas``.
+
+        Raises:
+            DifferentiationError: If no prediction depends on the parameters.
+        """
+        points, fmt = self.space.read(thetas, self.dtype, self.device, "thetas")
+        losses, gradients = self._gradients_at(points.T, _options(columns, memory_budget))
+        return losses, self.space.write(gradients.T, fmt)
+
+    def metrics(
+        self,
+        thetas: Vector,
+        metric: Metric,
+        *,
+        columns: Columns = "auto",
+        memory_budget: int | str = _BUDGET,
+    ) -> Tensor:
+        """Return the average over the data of something else than the loss, at many points.
+
+        Args:
+            thetas: Points as columns (see :meth:`losses`).
+            metric: ``"accuracy"``, the share of targets (class indices, or binary ones where
+                predictions are logits) that are predicted; targets that the loss ignores do not
+                count. Or ``fn(prediction, y)``, returning a number for each datum, ``[N, *]``;
+                the average is over all numbers it returns, unweighted.
+            columns: How many points go through the model together (see :meth:`losses`).
+            memory_budget: What that may take (see :meth:`losses`).
+
+        Returns:
+            Averages ``[K]``; without normaliser, class weights or weight decay.
+
+        Raises:
+            InputError: If there is no such metric, or the targets are no labels.
+            ShapeError: If the metric does not return a number for each datum.
+        """
+        points, _ = self.space.read(thetas, self.dtype, self.device, "thetas")
+        options, average = _options(columns, memory_budget), Average(metric, self._loss, self.dtype)
+        batch = next(iter(self._data))
+        average.check(self._predict(batch), batch.y, batch.size)
+        if not points.shape[1]:
+            return points.new_zeros(0)
+        sums = self.sum_values(average.key, average, points.T.contiguous(), options)
+        return sums[:, 0] / sums[:, 1]
 
     def require_separable(self) -> None:
         """Raise an error unless the loss is a sum of one term per datum, on the first batch."""
@@ -224,29 +343,28 @@ class EmpiricalRisk(Passes):
                 blocks = list(self._individual_gradients(self.loss_func.total, batch, batch.y))
             yield from blocks
 
-    def _losses_at(self, points: list[dict[str, Tensor]]) -> Tensor:
-        loss = self.loss_func
-        zero = torch.zeros((), dtype=self.dtype, device=self.device)
-        sums = [CompensatedSum(zero) for _ in points]
-        for batch in self._progress():
-            for params, total in zip(points, sums, strict=True):
-                with torch.no_grad():
-                    total.add(loss.total(self._predict(batch, params), batch.y))
-        values = torch.stack([total.value for total in sums]) if sums else zero.new_zeros(0)
-        values = values / self.normalizer
-        if self.weight_decay:
-            squares = [self.flat(list(params.values())).square().sum() for params in points]
-            values += 0.5 * self.weight_decay * torch.stack(squares)
-        return values
+    def _losses_at(self, rows: Tensor, options: Keeping) -> Tensor:
+        loss, rows = self.loss_func, rows.contiguous()
+        if not len(rows):
+            return rows.new_zeros(0)
+        losses = self.sum_values(loss, loss.total, rows, options) / self.normalizer
+        return losses + self._decay(rows) if self.weight_decay else losses
 
-    @torch.inference_mode(False)
-    def _gradient_at(self, params: Mapping[str, Tensor]) -> Tensor:
-        total = CompensatedSum(self._zeros())
-        self.for_each(lambda lin: total.add(self.flat(lin.gradient())), params)
-        gradient = total.value / self.normalizer
+    def _gradients_at(self, rows: Tensor, options: Keeping) -> tuple[Tensor, Tensor]:
+        loss, rows = self.loss_func, rows.contiguous()
+        if not len(rows):
+            return rows.new_zeros(0), torch.zeros_like(rows)
+        losses, gradients = self.sum_gradients(loss, loss.total, rows, options)
+        losses, gradients = losses / self.normalizer, gradients.div_(self.normalizer)
         if self.weight_decay:
-            gradient += self.weight_decay * self.flat(list(params.values()))
-        return gradient
+            losses = losses + self._decay(rows)
+            gradients.add_(rows, alpha=self.weight_decay)
+        return losses, gradients
+
+    def _decay(self, rows: Tensor) -> Tensor:
+        size = max(1, _SQUARES // rows.shape[1])
+        squares = torch.cat([part.square().sum(1) for part in rows.split(size)])
+        return 0.5 * self.weight_decay * squares
 
     def __repr__(self) -> str:
         """Describe the risk in one line."""
@@ -263,6 +381,12 @@ def _nonnegative(name: str, value: float) -> float:
     if not 0.0 <= number < float("inf"):
         raise InputError(f"{name} must be finite and nonnegative, got {value!r}.")
     return number
+
+
+def _options(columns: Columns, memory_budget: int | str) -> Keeping:
+    if memory_budget is None:
+        raise InputError('memory_budget must be bytes or text such as "1GiB", got None.')
+    return Keeping(columns=columns, memory_budget=memory_budget)
 
 
 def _merge_limit(merge_batches: str | int | bool) -> int | None:

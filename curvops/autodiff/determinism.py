@@ -90,7 +90,7 @@ def merge_limit(
         return 0
     rng = PrivateRNG(seed=0)
     if limit is None:
-        saved = _saved_bytes(model, params, first.X, rng)
+        saved = saved_bytes(model, params, first.X, rng)
         limit = min(_MERGED_DATA, int(_MERGED_BYTES // max(saved / first.size, 1.0)))
     if limit < sum(sizes):
         return 0
@@ -142,7 +142,7 @@ def _changed_buffers(
         ]
 
 
-def _saved_bytes(
+def saved_bytes(
     model: FunctionalModel, params: Mapping[str, Tensor], X: Any, rng: PrivateRNG
 ) -> int:
     """Return the bytes of activations that a backward pass through the model would need."""

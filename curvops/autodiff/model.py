@@ -56,6 +56,26 @@ class FunctionalModel:
         other._held = self._held | {name: t.detach() for name, t in held.items()}
         return other
 
+    def to(self, dtype: torch.dtype) -> FunctionalModel:
+        """Return the model on a copy of its module in another dtype, without autocast.
+
+        Raises:
+            InputError: If the module cannot be copied.
+        """
+        model = self._callable
+        if self.module is not None:
+            try:
+                model = copy.deepcopy(self.module).to(dtype)
+            except (RuntimeError, TypeError) as error:
+                raise InputError(
+                    f"{type(self.module).__name__} cannot be copied to {dtype}: {error} Build the "
+                    "risk on a module of that dtype."
+                ) from error
+        other = FunctionalModel(model, self.names, self._forward)
+        other.clone_buffers = self.clone_buffers
+        other._held = {name: t.to(dtype) for name, t in self._held.items()}
+        return other
+
     def fixed(self) -> dict[str, Tensor]:
         """Return what the predictions depend on beside the parameters that vary."""
         own = {name: slots[0] for name, slots in self._slots.items() if name not in self.names}
