@@ -17,19 +17,18 @@ import torch
 from torch import Tensor
 
 from curvops.errors import InputError, ShapeError
+from curvops.landscape.scan import along_columns, evaluate
+from curvops.landscape.storage import Stored
+from curvops.landscape.table import data_frame
 from curvops.operators.hessian import HessianLinearOperator
 from curvops.tensors import Vector
 
 if TYPE_CHECKING:
     from curvops.risk import EmpiricalRisk
 
-# How many numbers of moved parameters are held at once.
-_CHUNK_NUMEL = 1 << 25
-_CHUNK_COLUMNS = 64
 
-
-@dataclass(frozen=True)
-class Lines:
+@dataclass(frozen=True, eq=False)
+class Lines(Stored):
     """Losses on ``K`` lines through a point, at ``S`` steps each.
 
     Attributes:
@@ -73,19 +72,24 @@ class Lines:
         return "\n".join(rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain Python; tensors become nested lists."""
-        return {
-            "labels": list(self.labels),
-            "steps": self.steps.tolist(),
-            "losses": self.losses.tolist(),
-            "quadratic": self.quadratic.tolist(),
-            "loss": self.loss,
-            "slopes": self.slopes.tolist(),
-            "curvatures": self.curvatures.tolist(),
-            "num_losses": self.num_losses,
-            "num_matvecs": self.num_matvecs,
-            "seconds": self.seconds,
-        }
+        """Return the fields and the quadratic model as plain Python."""
+        return super().to_dict() | {"quadratic": self.quadratic.tolist()}
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with one row for each step on each line.
+
+        Raises:
+            MissingDependencyError: If pandas is not installed.
+        """
+        num = len(self.steps)
+        return data_frame(
+            {
+                "line": [label for label in self.labels for _ in range(num)],
+                "step": self.steps.T.flatten(),
+                "loss": self.losses.T.flatten(),
+                "quadratic": self.quadratic.T.flatten(),
+            }
+        )
 
 
 def line(
@@ -164,17 +168,11 @@ def line(
 
 
 def _losses(risk: EmpiricalRisk, columns: Tensor, steps: Tensor) -> Tensor:
-    """Evaluate all points, a bounded number of them at once."""
-    theta = risk.theta.unsqueeze(1)
+    """Evaluate all points."""
     num, num_lines = steps.shape
-    flat_steps = steps.to(columns.device, columns.dtype).reshape(-1)
-    line_of = torch.arange(num_lines, device=columns.device).repeat(num)
-    size = max(1, min(_CHUNK_COLUMNS, _CHUNK_NUMEL // max(1, len(theta))))
-    losses = [
-        risk.losses(theta + columns[:, lines] * part)
-        for part, lines in zip(flat_steps.split(size), line_of.split(size), strict=True)
-    ]
-    return torch.cat(losses).reshape(num, num_lines).to("cpu", torch.float64)
+    line_of = torch.arange(num_lines).repeat(num)
+    moved = along_columns(risk.theta, columns, line_of, steps.flatten())
+    return evaluate(risk, num * num_lines, moved).losses.reshape(num, num_lines)
 
 
 def _per_line(values: float | Sequence[float] | Tensor, num_lines: int, what: str) -> Tensor:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from curvops import EmpiricalRisk, HessianLinearOperator
-from curvops.errors import InputError, NonFiniteError, ShapeError
-from curvops.landscape import line
+from curvops.errors import InputError, MissingDependencyError, NonFiniteError, ShapeError
+from curvops.landscape import Lines, line
 
 P = 4 * 6 + 6 + 6 * 3 + 3
 
@@ -101,12 +104,27 @@ def test_any_format_and_known_curvatures(network: EmpiricalRisk) -> None:
     assert given.num_matvecs == 0
 
 
-def test_result_prints_and_serialises(network: EmpiricalRisk) -> None:
+def test_result_prints_saves_and_loads(network: EmpiricalRisk, tmp_path: Path) -> None:
     scan = line(network, directions(P, 2), num=3, labels=["top", "bulk"])
     assert "top: radius 1" in str(scan)
     plain = json.loads(json.dumps(scan.to_dict()))
     assert plain["labels"] == ["top", "bulk"]
     assert len(plain["losses"]) == 3
+    assert plain["quadratic"] == scan.quadratic.tolist()
+    scan.save(tmp_path / "lines.npz")
+    assert json.dumps(Lines.load(tmp_path / "lines.npz").to_dict()) == json.dumps(plain)
+
+
+def test_result_becomes_a_table(network: EmpiricalRisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = line(network, directions(P, 2), num=3, labels=["top", "bulk"])
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingDependencyError, match="pandas"):
+        scan.to_pandas()
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=dict))
+    table = scan.to_pandas()
+    assert table["line"] == ["top"] * 3 + ["bulk"] * 3
+    assert table["loss"][4] == float(scan.losses[1, 1])
+    assert table["step"][5] == float(scan.steps[2, 1])
 
 
 @pytest.mark.parametrize(
