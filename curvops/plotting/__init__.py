@@ -11,11 +11,17 @@ from curvops.plotting.cumulative import cumulative
 from curvops.plotting.density import density
 from curvops.plotting.eigenpairs import eigenpairs
 from curvops.plotting.estimate import estimates
+from curvops.plotting.grit import grit
 from curvops.plotting.line import line
 from curvops.plotting.logdet import logdet
+from curvops.plotting.overlay import overlay
+from curvops.plotting.plane import plane
+from curvops.plotting.ray import rays
+from curvops.plotting.roughness import roughness
 from curvops.plotting.scree import scree
 from curvops.plotting.spectrum import spectrum
 from curvops.plotting.style import DARK, LIGHT, Theme, new_axes, theme
+from curvops.plotting.surface import surface
 from curvops.plotting.timing import timing
 from curvops.plotting.volume_terms import volume_terms
 
@@ -27,11 +33,17 @@ __all__ = [
     "density",
     "eigenpairs",
     "estimates",
+    "grit",
     "line",
     "logdet",
     "new_axes",
+    "overlay",
+    "plane",
+    "rays",
+    "roughness",
     "scree",
     "spectrum",
+    "surface",
     "theme",
     "timing",
     "volume_terms",

@@ -1,0 +1,40 @@
+"""The grit along rays, on logarithmic axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from curvops.landscape.ray_result import Rays
+from curvops.plotting.ray import Grouping, rays
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def grit(
+    scan: Rays,
+    *,
+    only: str | Sequence[str] | None = None,
+    by: Grouping | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the magnitude of the grit Δ/h along rays: the slope that changes over a distance h.
+
+    On a smooth function of curvature λ it is λh, a line of slope one; a kink makes it level. See
+    :func:`curvops.plotting.ray.rays` for what is hollow and shaded.
+
+    Args:
+        scan: The result of :func:`curvops.landscape.ray.rays`.
+        only: Substrings or globs over the labels of the rays to draw; all by default.
+        by: What the colours tell apart, ``"direction"`` or ``"subspace"``.
+        ax: Where to draw; a new figure by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: If there is no such ray, or no value is finite.
+        MissingDependencyError: If matplotlib is not installed.
+    """
+    return rays(scan, "grit", only=only, by=by, ax=ax)
