@@ -25,6 +25,8 @@ class EighResult:
         method: ``"krylov"`` or ``"dense"``.
         num_restarts: How often the basis was cut back to Ritz vectors.
         num_checks: Fresh random directions that were searched for missed copies.
+        start: Where the iteration for a matrix that is not very different begins, ``[P]``: the
+            eigenvectors, and a little of what was next in line.
 
     Example:
         >>> import torch
@@ -44,6 +46,7 @@ class EighResult:
     method: str
     num_restarts: int = 0
     num_checks: int = 0
+    start: Tensor | None = None
 
     def __str__(self) -> str:
         """Return how many were found, where, and how good they are."""
@@ -55,7 +58,7 @@ class EighResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the eigenvectors as plain Python."""
+        """Return everything but vectors as plain Python."""
         return {
             "eigenvalues": self.eigenvalues.tolist(),
             "residuals": self.residuals.tolist(),

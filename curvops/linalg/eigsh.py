@@ -33,8 +33,11 @@ from curvops.rng import as_seed
 BASIS_BYTES = 2 * 2**30
 """The basis takes no more than this unless k asks for more."""
 
-_CLOSE = 5
-"""A previous result whose residuals are this many times too large is close."""
+NEXT = 5
+"""How many of those next in line a later start is given a share of."""
+
+SHARE = 6.0
+"""How large it is, in units of the tolerance: a residual shows what has more than the tolerance."""
 
 
 def eigsh(
@@ -77,7 +80,7 @@ def eigsh(
         seed: An integer, or a generator from which one is drawn.
         return_eigenvectors: Whether to compute the vectors.
         warm_start: The result for a matrix that was not very different, or vectors ``[P, m]``
-            that are all multiplied at once.
+            that are all multiplied at once. A result is trusted: see the note.
         basis_device: Where Krylov vectors live, for example ``"cpu"`` when memory on the
             accelerator is short; by default with the matrix.
         basis_dtype: What they are stored in; by default what products are computed in, at least
@@ -108,6 +111,11 @@ def eigsh(
         (Kuczyński & Woźniakowski 1992, Theorem 4.2), or a gap of 2 % of the spread would have
         been resolved. A single copy closer than that to the k-th eigenvalue may be missed; then
         the eigenvalue in its place is off by no more than that gap.
+
+        A warm start from a result begins with the sum of its eigenvectors, a little of what was
+        next in line then, and a little noise. Copies are not searched for again unless the result
+        had some. What was nowhere in it is found if it has outgrown the last wanted eigenvalue by
+        the spread of the rest; what is less, over the next few results of a chain.
 
     Source:
         Wu & Simon, Thick-restart Lanczos method for large symmetric eigenvalue problems, SIAM J.
@@ -158,12 +166,14 @@ def eigsh(
     stream = as_seed(torch.Generator().manual_seed(as_seed(seed)))
     probes = Probes(P, "gaussian", stream)
     basis = KrylovBasis(products, min(P, ncv + search_length(P, FINE)), probes, device, dtype)
-    if isinstance(warm_start, EighResult) and start is not None:
-        start = _from_previous(products, warm_start, start, tol)
+    share = 0.0
+    if isinstance(warm_start, EighResult) and not _has_copies(warm_start):
+        share = min(SHARE * max(tol, products.eps), 0.3)
+        start = _from_previous(warm_start, probes, share)
     if start is not None:
         basis.inject(start.T)
     basis.inject(count=block_size - basis.block)
-    search = ThickRestart(products, basis, task, generic=start is None)
+    search = ThickRestart(products, basis, task, generic=start is None, share=share)
     with products.progress(progress, "eigsh"):
         ritz = search.run()
     chosen = wanted(ritz.values, which, k)
@@ -179,6 +189,7 @@ def eigsh(
         method="krylov",
         num_restarts=search.restarts,
         num_checks=search.checks,
+        start=_later_start(basis, ritz, task) if return_eigenvectors else None,
     )
     return _vouched(result, search.exhausted)
 
@@ -278,17 +289,36 @@ def _start(v0: Tensor | None, warm_start: EighResult | Tensor | None, dim: int) 
     return columns
 
 
-def _from_previous(products: Products, previous: EighResult, vectors: Tensor, tol: float) -> Tensor:
-    """Return the vectors of a previous result, or their sum if the matrix has changed much.
+def _has_copies(previous: EighResult) -> bool:
+    """Return whether some of the eigenvalues agree; converged ones do to the square of tol."""
+    values = previous.eigenvalues
+    close = max(0.01 * previous.tol, 1e-12) * float(values.abs().max())
+    return bool((values.diff() <= close).any())
 
-    One product shows how much. A block of all vectors pays if a step or two will do; otherwise
-    their sum is the better start, which holds little of anything else.
+
+def _from_previous(previous: EighResult, probes: Probes, share: float) -> Tensor:
+    """Return one column to start from: what the previous iteration left, with a share of noise.
+
+    In the sum of the eigenvectors the Krylov space has them all, and little of anything else; the
+    noise has a share of whatever may have grown since.
     """
-    mixed = vectors.sum(1)
-    values = previous.eigenvalues.to(vectors.device, vectors.dtype)
-    change = float((products(mixed) - vectors @ values).norm()) / vectors.shape[1] ** 0.5
-    least = max(tol, products.eps) * float(values.abs().min())
-    return vectors if change <= _CLOSE * least else mixed.unsqueeze(1)
+    assert previous.eigenvectors is not None
+    start = previous.eigenvectors.sum(1) if previous.start is None else previous.start
+    noise = probes.take(1)[:, 0].to(start)
+    mixed: Tensor = start + share * start.norm() / noise.norm() * noise
+    return mixed.unsqueeze(1)
+
+
+def _later_start(basis: KrylovBasis, ritz: Ritz, task: Task) -> Tensor:
+    """Return where a later iteration begins: the eigenvectors, and a little of the next in line."""
+    weights = torch.zeros(len(ritz.values), dtype=torch.float64)
+    weights[wanted(ritz.values, task.which, task.k + NEXT)] = SHARE * task.tol
+    chosen = wanted(ritz.values, task.which, task.k)
+    # What is small has the smallest residual asked of it, and converges last.
+    size = ritz.values[chosen].abs()
+    weights[chosen] = (size.max() / size.clamp(min=1e-4 * float(size.max()) or 1.0)).sqrt()
+    start: Tensor = basis.vectors((ritz.rotation @ weights).unsqueeze(1))[:, 0]
+    return start
 
 
 def _check_count(value: int, name: str, least: int, most: int | None) -> None:

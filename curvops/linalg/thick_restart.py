@@ -18,6 +18,9 @@ STANDS_OUT = 0.25
 FINE = 0.02
 """The finest gap, in the same units, that a search for missed copies resolves."""
 
+GROWN = 1.0
+"""What is so much beyond the last wanted shows, though a previous result had nothing of it."""
+
 UNLUCKY = 0.1
 """It is found unless a random direction has less than so much of its typical share of it."""
 
@@ -81,6 +84,9 @@ class ThickRestart:
         basis: With a block to start from.
         task: What is asked for.
         generic: Whether the start is random, so that it has a share of every eigenvector.
+        share: Of a random direction in a start from a previous result, where copies have been
+            searched for already: there is another search only if some are found, but enough
+            steps for what has outgrown the rest by its whole spread to show.
 
     Attributes:
         restarts: How often the basis was cut back.
@@ -88,8 +94,17 @@ class ThickRestart:
         exhausted: Whether products ran out.
     """
 
-    def __init__(self, products: Products, basis: KrylovBasis, task: Task, generic: bool) -> None:
+    def __init__(
+        self,
+        products: Products,
+        basis: KrylovBasis,
+        task: Task,
+        generic: bool,
+        share: float = 0.0,
+    ) -> None:
         self._products, self._basis, self._task = products, basis, task
+        self._trusted = share > 0
+        self._least = search_length(products.dim, gap=GROWN, share=share) if share else 0
         # The one largest eigenvalue has no copies to miss, unless the start is blind to it.
         self._suspicious = task.k > 1 or not generic
         self._finds = 0
@@ -107,7 +122,7 @@ class ThickRestart:
             length = search_length(self._products.dim, FINE)
             if self._is_multiple(ritz):  # a search for the same again takes as long as the first
                 length = min(max(length, self._steps), self._task.ncv // 2)
-            elif self._would_have_shown(ritz):
+            elif self._trusted or self._would_have_shown(ritz):
                 return ritz
             if self._basis.size + length > self._basis.rows:
                 self._restart(ritz)
@@ -133,7 +148,10 @@ class ThickRestart:
                 ritz = basis.ritz()
                 excess = self._excess(ritz)
                 if excess <= 1:
-                    return ritz
+                    if self._steps >= self._least or not basis.block:
+                        return ritz
+                    self._due = basis.size + 1
+                    continue
                 if basis.size > task.k:
                     self._perturb(ritz)
                 self._schedule(excess)

@@ -285,6 +285,57 @@ def test_a_warm_start_saves_products() -> None:
     assert tensor.num_matvecs < 40
 
 
+def test_a_warm_start_follows_a_slowly_changing_matrix() -> None:
+    g = torch.Generator().manual_seed(4)
+    n, k = 2000, 3
+    values = torch.cat([torch.linspace(-0.3, 0.3, n - 5), torch.tensor([1.0, 1.4, 2.0, 3.0, 5.0])])
+    values = values.double()
+    A = torch.diag(values)
+    drift = torch.randn(n, 8, generator=g, dtype=torch.float64) / n**0.5
+    warm = eigsh(A, k, "LA", tol=1e-2)
+    used = []
+    for _ in range(6):
+        A = A + 0.01 * (drift @ drift.T + torch.outer(A[:, -1], drift[:, 0]))
+        A = (A + A.T) / 2
+        cold, warm = eigsh(A, k, "LA", tol=1e-2), eigsh(A, k, "LA", tol=1e-2, warm_start=warm)
+        truth = torch.linalg.eigvalsh(A)
+        torch.testing.assert_close(warm.eigenvalues, truth[-k:], atol=0, rtol=1e-3)
+        used.append((warm.num_matvecs, cold.num_matvecs))
+    assert 2 * sum(warm for warm, _ in used) < sum(cold for _, cold in used)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_warm_start_finds_what_has_grown_out_of_nothing(seed: int) -> None:
+    values, _ = SPECTRA["indefinite"]
+    A = torch.diag(values)
+    before = eigsh(A, 3, "LA", tol=1e-2, seed=seed)
+    assert before.eigenvectors is not None
+    assert before.start is not None
+    u = torch.randn(len(values), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    known = torch.linalg.qr(torch.cat([before.eigenvectors, before.start[:, None]], 1)).Q
+    u -= known @ (known.T @ u)
+    u /= u.norm()
+    grown = A + 25 * torch.outer(u, u)
+    found = eigsh(grown, 3, "LA", tol=1e-2, warm_start=before, seed=seed)
+    truth = torch.linalg.eigvalsh(grown)[-3:]
+    torch.testing.assert_close(found.eigenvalues, truth, atol=0, rtol=1e-2)
+    small = A + 9 * torch.outer(u, u)
+    for _ in range(4):
+        before = eigsh(small, 3, "LA", tol=1e-2, warm_start=before, seed=seed)
+    truth = torch.linalg.eigvalsh(small)[-3:]
+    torch.testing.assert_close(before.eigenvalues, truth, atol=0, rtol=1e-2)
+
+
+def test_a_warm_start_keeps_copies() -> None:
+    values, k = SPECTRA["multiple"]
+    A = rotated(values)
+    before = eigsh(A, k, "LA", tol=1e-6)
+    warm = eigsh(A + 1e-3 * torch.eye(len(A)), k, "LA", tol=1e-6, warm_start=before)
+    torch.testing.assert_close(
+        warm.eigenvalues, expected(values, "LA", k) + 1e-3, atol=1e-6, rtol=0
+    )
+
+
 def test_the_same_seed_gives_the_same_bits(global_rng_untouched: None) -> None:
     values, k = SPECTRA["multiple"]
     A = rotated(values)
