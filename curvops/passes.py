@@ -26,12 +26,14 @@ from curvops.autodiff import (
     individual_gradients,
     is_out_of_memory,
 )
-from curvops.autodiff.ensemble import Ensemble, Points, Quantity
+from curvops.autodiff.ensemble import Ensemble
+from curvops.autodiff.evaluation import Differentiation, Evaluation, Quantity
+from curvops.autodiff.points import Points
 from curvops.data import Batch, BatchStream
 from curvops.errors import InputError, refuse_constant
 from curvops.losses import Loss
 from curvops.rng import PrivateRNG, preserved_rng
-from curvops.tensors import BlockSum, CompensatedSum, Space
+from curvops.tensors import BlockSum, Space, StackedSum
 
 
 class Passes:
@@ -139,57 +141,58 @@ class Passes:
 
     @torch.inference_mode(False)
     def sum_values(
-        self, key: Hashable, quantity: Quantity, rows: Tensor, options: Keeping
+        self, name: Hashable, quantity: Quantity, points: Points, options: Keeping
     ) -> Tensor:
         """Return Σ_b q(f_θ(X_b), y_b) at many points θ, in one pass.
 
         Args:
-            key: Names the quantity, for what is remembered about its evaluation.
+            name: Names the quantity, for what is remembered about its evaluation.
             quantity: q.
-            rows: Points ``[K, P]``.
-            options: How many points at once, and in how much memory.
+            points: The points.
+            options: How many of them at once, and in how much memory.
 
         Returns:
             The sums ``[K, *]`` for a quantity ``[*]``, not normalised.
         """
-        points, rngs = Points(rows, self.params), self._streams(len(rows))
-        total: CompensatedSum | None = None
+        ensemble = self._evaluator()
+        work = Evaluation(self._model, name, quantity, points, self._streams(len(points)))
+        if options.columns == "auto" and ensemble.may_share(work):
+            points.look_for_form()
+        sums: StackedSum | None = None
         with preserved_rng():
-            for batch in self._parts(points, options, with_gradients=False):
-                value = self._evaluator().values(key, quantity, points, batch, options, rngs)
-                total = total or CompensatedSum(value.to(self.dtype))
-                total.add(value)
-        assert total is not None  # a risk has at least one batch
-        return total.value
+            for batch in self._batches_for(work, options):
+                values = ensemble.run(work, batch, options)
+                sums = sums or StackedSum(values.to(self.dtype))
+                sums.add(values)
+        assert sums is not None  # a risk has at least one batch
+        return sums.value
 
     @torch.inference_mode(False)
     def sum_gradients(
-        self, key: Hashable, quantity: Quantity, rows: Tensor, options: Keeping
+        self, name: Hashable, quantity: Quantity, points: Points, options: Keeping
     ) -> tuple[Tensor, Tensor]:
         """Return the sums ``[K]`` of :meth:`sum_values` and their gradients ``[K, P]``.
 
         Raises:
             DifferentiationError: If no batch depends on any parameter.
         """
-        points, rngs = Points(rows, self.params), self._streams(len(rows))
-        values = CompensatedSum(rows.new_zeros(len(rows)))
-        total, constant = BlockSum(self.space, rows), True
         ensemble = self._evaluator()
+        gradients = BlockSum(self.space, points.like.new_empty(len(points), self.space.dim))
+        work = Differentiation(
+            self._model, name, quantity, points, self._streams(len(points)), add=gradients.add
+        )
+        sums = StackedSum(points.like.new_zeros(len(points)))
         with preserved_rng():
-            for batch in self._parts(points, options, with_gradients=True):
-                value, unused = ensemble.gradients(
-                    key, quantity, points, batch, options, total.add, rngs
-                )
-                values.add(value)
-                constant = constant and unused
-        if constant:
+            for batch in self._batches_for(work, options):
+                sums.add(ensemble.run(work, batch, options))
+        if work.is_constant:
             refuse_constant(list(self.params))
-        return values.value, total.value
+        return sums.value, gradients.value
 
-    def _parts(self, points: Points, options: Keeping, with_gradients: bool) -> Iterator[Batch]:
+    def _batches_for(self, work: Evaluation, options: Keeping) -> Iterator[Batch]:
         for batch in self._progress():
             if self._data.is_recut:
-                yield from self._evaluator().parts(batch, points, options, with_gradients)
+                yield from self._evaluator().parts(work, batch, options)
             else:
                 yield batch
 

@@ -23,21 +23,21 @@ from curvops.autodiff import (
     resolve_parameters,
     unwrap,
 )
+from curvops.autodiff.affine import Affine
 from curvops.autodiff.determinism import check_model, merge_limit
 from curvops.autodiff.ensemble import Ensemble
 from curvops.autodiff.keeping import Columns, Keeping
+from curvops.autodiff.points import Form, Points
 from curvops.data import Batch, BatchStream, CastStream, parse_bytes
 from curvops.errors import DataError, DTypeError, InputError
 from curvops.losses import Normalizer, as_loss
 from curvops.losses.metrics import Average, Metric
 from curvops.passes import Passes
 from curvops.rng import preserved_rng
-from curvops.tensors import Vector
+from curvops.tensors import Format, Vector
 
 _BUDGET = "256MiB"
 _ONE_BY_ONE = Keeping(columns="loop", memory_budget=_BUDGET)
-_SQUARES = 2**22
-"""Numbers that are squared at a time, for ‖θ‖²."""
 
 
 class EmpiricalRisk(Passes):
@@ -225,14 +225,18 @@ class EmpiricalRisk(Passes):
 
     def loss(self) -> Tensor:
         """Return L(θ), a 0-dim tensor."""
-        return self._losses_at(self.theta.unsqueeze(0), _ONE_BY_ONE)[0]
+        return self._losses_at(self._here(), _ONE_BY_ONE)[0]
 
     def gradient(self) -> Tensor:
         """Return ∇L(θ), flat ``[P]``, in the order of ``params``."""
-        return self._gradients_at(self.theta.unsqueeze(0), _ONE_BY_ONE)[1][0]
+        return self._gradients_at(self._here(), _ONE_BY_ONE)[1][0]
 
     def losses(
-        self, thetas: Vector, *, columns: Columns = "auto", memory_budget: int | str = _BUDGET
+        self,
+        thetas: Vector | Affine,
+        *,
+        columns: Columns = "auto",
+        memory_budget: int | str = _BUDGET,
     ) -> Tensor:
         """Return L at many points, reading the data once; the module is not touched.
 
@@ -240,7 +244,10 @@ class EmpiricalRisk(Passes):
 
         Args:
             thetas: Points as the columns of a matrix: ``[P, K]``, a list of ``[*shape, K]`` or
-                a dict of them. One point without a column axis is legal.
+                a dict of them. One point without a column axis is legal. Or as an
+                :class:`~curvops.autodiff.affine.Affine`, where they lie on a ray or in a plane:
+                layers that see the data then share their products among all points. Points in
+                columns that do so to rounding are recognised.
             columns: How many points go through the model together: a number, ``"loop"`` for one
                 after another, ``"vmap"`` for all that memory allows, or ``"auto"`` to measure
                 what is fastest on the first batch and remember it. Models that vmap cannot
@@ -260,17 +267,25 @@ class EmpiricalRisk(Passes):
             >>> risk.losses(torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 2.0]]))
             tensor([0.0000, 0.5000, 2.5000])
         """
-        points, _ = self.space.read(thetas, self.dtype, self.device, "thetas")
-        return self._losses_at(points.T, _options(columns, memory_budget))
+        options = _options(columns, memory_budget)
+        return self._losses_at(self._points(thetas, options)[0], options)
 
     def gradients(
-        self, thetas: Vector, *, columns: Columns = "auto", memory_budget: int | str = _BUDGET
+        self,
+        thetas: Vector | Affine,
+        *,
+        columns: Columns = "auto",
+        memory_budget: int | str = _BUDGET,
     ) -> Tensor | list[Tensor] | dict[str, Tensor]:
         """Return ∇L at many points (see :meth:`losses`), in the format of ``thetas``."""
         return self.losses_and_gradients(thetas, columns=columns, memory_budget=memory_budget)[1]
 
     def losses_and_gradients(
-        self, thetas: Vector, *, columns: Columns = "auto", memory_budget: int | str = _BUDGET
+        self,
+        thetas: Vector | Affine,
+        *,
+        columns: Columns = "auto",
+        memory_budget: int | str = _BUDGET,
     ) -> tuple[Tensor, Tensor | list[Tensor] | dict[str, Tensor]]:
         """Return L and ∇L at many points, in one pass over the data.
 
@@ -285,13 +300,14 @@ class EmpiricalRisk(Passes):
         Raises:
             DifferentiationError: If no prediction depends on the parameters.
         """
-        points, fmt = self.space.read(thetas, self.dtype, self.device, "thetas")
-        losses, gradients = self._gradients_at(points.T, _options(columns, memory_budget))
+        options = _options(columns, memory_budget)
+        points, fmt = self._points(thetas, options)
+        losses, gradients = self._gradients_at(points, options)
         return losses, self.space.write(gradients.T, fmt)
 
     def metrics(
         self,
-        thetas: Vector,
+        thetas: Vector | Affine,
         metric: Metric,
         *,
         columns: Columns = "auto",
@@ -315,13 +331,13 @@ class EmpiricalRisk(Passes):
             InputError: If there is no such metric, or the targets are no labels.
             ShapeError: If the metric does not return a number for each datum.
         """
-        points, _ = self.space.read(thetas, self.dtype, self.device, "thetas")
         options, average = _options(columns, memory_budget), Average(metric, self._loss, self.dtype)
+        points, _ = self._points(thetas, options)
         batch = next(iter(self._data))
         average.check(self._predict(batch), batch.y, batch.size)
-        if not points.shape[1]:
-            return points.new_zeros(0)
-        sums = self.sum_values(average.key, average, points.T.contiguous(), options)
+        if not len(points):
+            return points.like.new_zeros(0)
+        sums = self.sum_values(average.key, average, points, options)
         return sums[:, 0] / sums[:, 1]
 
     def require_separable(self) -> None:
@@ -343,28 +359,41 @@ class EmpiricalRisk(Passes):
                 blocks = list(self._individual_gradients(self.loss_func.total, batch, batch.y))
             yield from blocks
 
-    def _losses_at(self, rows: Tensor, options: Keeping) -> Tensor:
-        loss, rows = self.loss_func, rows.contiguous()
-        if not len(rows):
-            return rows.new_zeros(0)
-        losses = self.sum_values(loss, loss.total, rows, options) / self.normalizer
-        return losses + self._decay(rows) if self.weight_decay else losses
+    def _here(self) -> Points:
+        return Points(self.params, self.theta.unsqueeze(0))
 
-    def _gradients_at(self, rows: Tensor, options: Keeping) -> tuple[Tensor, Tensor]:
-        loss, rows = self.loss_func, rows.contiguous()
-        if not len(rows):
-            return rows.new_zeros(0), torch.zeros_like(rows)
-        losses, gradients = self.sum_gradients(loss, loss.total, rows, options)
+    def _points(self, thetas: Vector | Affine, options: Keeping) -> tuple[Points, Format]:
+        """Read points at the door, in columns or as what makes them."""
+        where = (self.dtype, self.device, "thetas")
+        if not isinstance(thetas, Affine):
+            columns, fmt = self.space.read(thetas, *where)
+            return Points(self.params, columns.T), fmt
+        form = Form(*thetas.read(self.space, *where))
+        points = Points(self.params, None, form)
+        points.hold(parse_bytes(options.memory_budget or 0, "memory_budget") // 2)
+        return points, thetas.format
+
+    def _losses_at(self, points: Points, options: Keeping) -> Tensor:
+        loss = self.loss_func
+        if not len(points):
+            return points.like.new_zeros(0)
+        losses = self.sum_values(loss, loss.total, points, options) / self.normalizer
+        return losses + self._decay(points) if self.weight_decay else losses
+
+    def _gradients_at(self, points: Points, options: Keeping) -> tuple[Tensor, Tensor]:
+        loss = self.loss_func
+        if not len(points):
+            return points.like.new_zeros(0), points.like.new_zeros(0, self.space.dim)
+        losses, gradients = self.sum_gradients(loss, loss.total, points, options)
         losses, gradients = losses / self.normalizer, gradients.div_(self.normalizer)
         if self.weight_decay:
-            losses = losses + self._decay(rows)
-            gradients.add_(rows, alpha=self.weight_decay)
+            losses = losses + self._decay(points)
+            for k, gradient in enumerate(gradients):
+                gradient.add_(points.rows(k, k + 1)[0], alpha=self.weight_decay)
         return losses, gradients
 
-    def _decay(self, rows: Tensor) -> Tensor:
-        size = max(1, _SQUARES // rows.shape[1])
-        squares = torch.cat([part.square().sum(1) for part in rows.split(size)])
-        return 0.5 * self.weight_decay * squares
+    def _decay(self, points: Points) -> Tensor:
+        return 0.5 * self.weight_decay * points.squares()
 
     def __repr__(self) -> str:
         """Describe the risk in one line."""

@@ -259,6 +259,29 @@ class CompensatedSum:
         return self._sum.to(self._dtype)
 
 
+class StackedSum:
+    """A :class:`CompensatedSum` of many numbers each of which may be infinite or NaN.
+
+    Compensation would turn a sum that is infinite into NaN; here each number is what adding its
+    terms one by one gives.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._sum = CompensatedSum(like)
+        self._plain = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+
+    def add(self, terms: Tensor) -> None:
+        """Add one term of the sum's shape."""
+        self._sum.add(terms)
+        self._plain += terms
+
+    @property
+    def value(self) -> Tensor:
+        """The sums so far, in the dtype of the terms."""
+        total = self._sum.value
+        return torch.where(self._plain.isfinite(), total, self._plain.to(total.dtype))
+
+
 class BlockSum:
     """A compensated sum of columns that arrive as one tensor per block, without copies.
 

@@ -92,6 +92,11 @@ class FunctionalModel:
             if id(module._parameters) in held:
                 yield module, held[id(module._parameters)]
 
+    @property
+    def has_autocast(self) -> bool:
+        """Whether the forward pass runs in another dtype than its parameters'."""
+        return self._autocast is not None
+
     @contextmanager
     def at(
         self, params: Mapping[str, Tensor], fixed: Mapping[str, Tensor] | None = None
@@ -110,6 +115,34 @@ class FunctionalModel:
             if self.module is not None:
                 stack.enter_context(self._substituted(self.module, params, fixed))
             yield lambda X: self._predict(varied, X)
+
+    @contextmanager
+    def visiting(
+        self, first: Mapping[str, Tensor]
+    ) -> Iterator[Callable[[Mapping[str, Tensor]], Callable[[Any], Tensor]]]:
+        """Open one substitution for many points, and yield ``params -> (X -> prediction)``.
+
+        Cheaper than :meth:`at` for every point. A prediction function is good until the next one
+        is asked for.
+
+        Args:
+            first: Any of the points.
+        """
+        held = dict(self._held)
+        buffers = {name: owner[key] for name, (owner, key) in self._buffers.items()}
+
+        def visit(params: Mapping[str, Tensor]) -> Callable[[Any], Tensor]:
+            for name, value in params.items():
+                for owner, key in self._slots.get(name, ()):
+                    owner[key] = value
+            if self.clone_buffers:  # what one point wrote must not reach the next
+                for name, (owner, key) in self._buffers.items():
+                    owner[key] = held.get(name, buffers[name]).clone()
+            varied = {**held, **params}
+            return lambda X: self._predict(varied, X)
+
+        with self.at(first):
+            yield visit
 
     def _predict(self, params: Mapping[str, Tensor], X: Any) -> Tensor:
         device = next(iter(params.values())).device
