@@ -1,0 +1,80 @@
+"""The data of a mini-batch, from what its layers said in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from curvops.training.individual import Blocks, Individual, Overwritten, Request, Statistics
+from curvops.training.layers import Layer, NotKept
+
+
+class FromLayers(Individual):
+    """The data of a mini-batch, from what its layers collected.
+
+    Args:
+        layers: What they collected, in units of what the user differentiated.
+        num_params: Number of parameter tensors.
+        factor: What turns these units into the un-normalised loss's.
+        totals: The loss of each datum ``[B]``.
+        normalizer: Z_b.
+        again: Makes the same from the data, at other parameters or (``None``) at these.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        num_params: int,
+        factor: float,
+        totals: Tensor,
+        normalizer: float,
+        again: Callable[[Mapping[str, Tensor] | None], Individual],
+    ) -> None:
+        self._layers, self._num_params, self._factor = layers, num_params, factor
+        self.totals, self.normalizer = totals, normalizer
+        self._again = again
+        self._versions = [layer.versions for layer in layers]
+
+    def measure(self, request: Request) -> Statistics:
+        """Return what is asked, un-normalised."""
+        factor, layers = self._factor, self._layers
+        rows = request.moments
+        return Statistics(
+            projections=tuple(self.project(d) for d in request.directions),
+            squared_norms=self._sum(lambda x: x.squared_norms()) * factor**2
+            if request.noise
+            else None,
+            inner=self._sum(lambda x: x.inner_with_sum()) * factor**2 if request.noise else None,
+            sums=[] if rows is None else self._in_order([x.sums(rows) for x in layers], factor),
+            squares=[]
+            if rows is None
+            else self._in_order([x.squares(rows) for x in layers], factor**2),
+        )
+
+    def project(self, direction: Blocks) -> Tensor:
+        """Return ⟨g_n, d⟩ of every datum ``[B]``, un-normalised."""
+        if [layer.versions for layer in self._layers] != self._versions:
+            # Somebody wrote to the inputs, such as a loader that fills the same tensor again.
+            raise Overwritten
+        try:
+            return self._sum(lambda x: x.project(direction)) * self._factor
+        except NotKept:
+            return self._again(None).project(direction)
+
+    def at(self, params: Mapping[str, Tensor]) -> Individual:
+        """Return the same data at other parameters."""
+        return self._again(params)
+
+    def sums(self) -> Blocks:
+        """Return Σ g_n, un-normalised."""
+        everything = [None] * self._num_params
+        return self._in_order([layer.sums(everything) for layer in self._layers], self._factor)
+
+    def _sum(self, measure: Callable[[Layer], Tensor]) -> Tensor:
+        return torch.stack([measure(layer) for layer in self._layers]).sum(0).double()
+
+    def _in_order(self, found: Sequence[Mapping[int, Tensor]], factor: float) -> list[Tensor]:
+        merged = {place: t for part in found for place, t in part.items()}
+        return [merged[i] * factor for i in range(self._num_params)]

@@ -1,0 +1,265 @@
+r"""How noisy a mini-batch gradient is: tr Σ, the noise scale, three tests, signal to noise.
+
+With g_n the gradient of datum n, g their mean over the B data of a step, Σ their covariance:
+
+.. math::
+    \operatorname{tr}\hat\Sigma = \frac{1}{B-1} \sum_n \|g_n - g\|^2, \qquad
+    B_\text{simple} = \frac{\operatorname{tr}\Sigma}{\|g\|^2}
+
+All of it comes from ‖g_n‖² and ⟨g_n, g⟩, two numbers per datum, and the signal-to-noise ratio from
+Σ g_n² of every parameter.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curvops.errors import InputError
+from curvops.training.individual import Batch, Request, Rows, Statistics, sampled_rows
+from curvops.training.quantity import Every, Measured, Quantity, Setting
+
+COORDINATES = 1 << 15
+"""Parameters whose signal-to-noise ratio is averaged, by default."""
+
+
+@dataclass(frozen=True)
+class GradientNoiseResult:
+    """The noise of one mini-batch gradient. NaN is never among the numbers; ``None`` may be.
+
+    Attributes:
+        batch_size: B.
+        squared_norm: ‖g‖².
+        trace: tr Σ, unbiased; ``None`` for one datum.
+        trace_stderr: Its standard error, by leaving out each datum.
+        noise_scale: tr Σ/‖g‖²: the batch size at which noise and signal are equal.
+        noise_scale_stderr: Its standard error, by leaving out each datum.
+        signal: ‖g‖² − tr Σ/B, the unbiased estimate of the squared norm of the true gradient; it
+            is negative where noise drowns it.
+        norm_test: √(tr Σ/(B‖g‖²)), relative noise of g. Below some θ < 1 the batch is large enough.
+        inner_product_test: √(Var⟨g_n, g⟩/(B‖g‖⁴)), the part along g.
+        orthogonality_test: √(the rest), the part orthogonal to it; their squares add up to that
+            of the norm test.
+        signal_to_noise: The mean of g_j²/Σ_jj over parameters j that have noise.
+        signal_to_noise_stderr: Its standard error from looking at some parameters only.
+        status: ``"ok"``; ``"undetermined"`` for one datum; ``"zero_gradient"`` if g = 0.
+        notes: What to know.
+        seconds: How long it took.
+    """
+
+    batch_size: int
+    squared_norm: float
+    trace: float | None
+    trace_stderr: float | None
+    noise_scale: float | None
+    noise_scale_stderr: float | None
+    signal: float | None
+    norm_test: float | None
+    inner_product_test: float | None
+    orthogonality_test: float | None
+    signal_to_noise: float | None
+    signal_to_noise_stderr: float | None
+    status: str = "ok"
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """Return the noise scale and the norm test."""
+        if self.noise_scale is None or self.norm_test is None:
+            return f"gradient noise: {self.status}"
+        return (
+            f"tr Σ = {self.trace:.3g} ± {self.trace_stderr:.1g}, noise scale "
+            f"{self.noise_scale:.3g} ± {self.noise_scale_stderr:.1g}, "
+            f"norm test {self.norm_test:.3g} (B = {self.batch_size})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain Python."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+class GradientNoise(Quantity):
+    r"""The noise of the mini-batch gradient (see :mod:`curvops.training.gradient_noise`).
+
+    Cost: no pass over the data with BackPACK, about a product of the layers' inputs with one
+    another; otherwise one gradient of every datum of the mini-batch.
+
+    Args:
+        every: Measure at steps 0, ``every``, 2 ``every``, ...
+        coordinates: How many parameters the mean signal-to-noise ratio looks at, whole rows of
+            every tensor, the same all the time; ``None`` for all.
+
+    Raises:
+        InputError: If an argument is impossible.
+
+    Source:
+        McCandlish, Kaplan, Amodei et al. 2018, An empirical model of large-batch training
+        (arXiv:1812.06162), equation 2.9. Byrd, Chin, Nocedal & Wu 2012, Sample size selection in
+        optimization methods for machine learning (norm test). Bollapragada, Byrd & Nocedal 2017,
+        Adaptive sampling strategies for stochastic optimization (arXiv:1710.11258; inner-product
+        and orthogonality tests). Liu et al. 2020, Understanding why
+        neural networks generalize well through GSNR of parameters (arXiv:2001.07384).
+
+    Example:
+        >>> GradientNoise(every=2).due(3)
+        False
+    """
+
+    name = "gradient_noise"
+
+    def __init__(self, every: Every = 1, *, coordinates: int | None = COORDINATES) -> None:
+        super().__init__(every)
+        if coordinates is not None and (
+            isinstance(coordinates, bool) or not isinstance(coordinates, int) or coordinates < 1
+        ):
+            raise InputError(
+                f"coordinates must be a positive integer or None, got {coordinates!r}."
+            )
+        self._coordinates = coordinates
+        self._rows: Rows = ()
+        self._shapes: Sequence[torch.Size] = ()
+        self._eps = 0.0
+
+    def bind(self, setting: Setting) -> None:
+        """Choose the parameters to look at."""
+        self._shapes, self._eps = setting.shapes, setting.eps
+        self._rows = sampled_rows(setting.shapes, self._coordinates, setting.seed)
+
+    def request(self, step: int) -> Request:
+        """Ask for norms, products with the mean, and second moments."""
+        return Request(noise=True, moments=self._rows) if self.due(step) else Request()
+
+    def at_batch(self, step: int, batch: Batch, found: Statistics) -> Iterable[Measured]:
+        """Evaluate."""
+        if not self.due(step):
+            return
+        begin = time.perf_counter()
+        assert found.squared_norms is not None
+        assert found.inner is not None
+        noise = noise_of(found.squared_norms, found.inner / batch.size)
+        ratio = stderr = None
+        notes = batch.notes
+        if batch.size > 1:
+            at = [_pick(s, r, shape) for s, r, shape in zip(found.sums, self._rows, self._shapes)]
+            of = [
+                _pick(s, r, shape) for s, r, shape in zip(found.squares, self._rows, self._shapes)
+            ]
+            ratio, stderr = signal_to_noise(at, of, batch.size, self._shapes, self._eps)
+        yield Measured(
+            step,
+            GradientNoiseResult(
+                **noise,
+                signal_to_noise=ratio,
+                signal_to_noise_stderr=stderr,
+                notes=notes,
+                seconds=time.perf_counter() - begin,
+            ),
+        )
+
+
+def noise_of(squared_norms: Tensor, inner: Tensor) -> dict[str, Any]:
+    r"""Return the fields of a :class:`GradientNoiseResult` that two numbers per datum give.
+
+    Args:
+        squared_norms: ‖g_n‖² ``[B]``, float64.
+        inner: ⟨g_n, g⟩ with the mean g, ``[B]``.
+
+    Example:
+        >>> G = torch.tensor([[1.0, 1.0], [3.0, -1.0]], dtype=torch.float64)
+        >>> found = noise_of((G * G).sum(1), G @ G.mean(0))
+        >>> found["squared_norm"], found["trace"], found["norm_test"] ** 2
+        (4.0, 4.0, 0.5000000000000001)
+    """
+    size = len(squared_norms)
+    square = max(float(inner.mean()), 0.0)  # ⟨g, g⟩
+    names = (
+        "trace", "trace_stderr", "noise_scale", "noise_scale_stderr", "signal",
+        "norm_test", "inner_product_test", "orthogonality_test",
+    )  # fmt: skip
+    found: dict[str, Any] = {"batch_size": size, "squared_norm": square, "status": "ok"}
+    found |= dict.fromkeys(names)
+    if size < 2:
+        return {**found, "status": "undetermined"}
+    total = float(squared_norms.sum())
+    trace = max((total - size * square) / (size - 1), 0.0)
+    found |= {"trace": trace, "signal": square - trace / size}
+    # The same with each datum left out, from the same numbers.
+    rest = size - 1
+    squares = (size**2 * square - 2 * size * inner + squared_norms) / rest**2
+    squares = squares.clamp(min=0.0)
+    if size > 2:
+        traces = ((total - squared_norms - rest * squares) / (rest - 1)).clamp(min=0.0)
+        found["trace_stderr"] = _jackknife(traces)
+    if square == 0.0:
+        return {**found, "status": "zero_gradient"}
+    along = float(inner.var()) / (size * square**2)
+    whole = trace / (size * square)
+    found |= {
+        "noise_scale": trace / square,
+        "norm_test": math.sqrt(whole),
+        "inner_product_test": math.sqrt(along),
+        "orthogonality_test": math.sqrt(max(whole - along, 0.0)),
+    }
+    if size > 2 and bool((squares > 0).all()):
+        found["noise_scale_stderr"] = _jackknife(traces / squares)
+    return found
+
+
+def _jackknife(replicates: Tensor) -> float:
+    size = len(replicates)
+    return math.sqrt((size - 1) / size * float((replicates - replicates.mean()).square().sum()))
+
+
+def signal_to_noise(
+    sums: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    size: int,
+    shapes: Sequence[torch.Size],
+    eps: float,
+) -> tuple[float | None, float]:
+    r"""Return the mean of g_j²/Σ_jj over parameters, and the error of looking at some rows only.
+
+    Args:
+        sums: Σ g_n of each parameter, at some rows.
+        squares: Σ g_n², likewise.
+        size: B.
+        shapes: The whole parameters' shapes, which weight them.
+        eps: Relative rounding: a parameter whose variance is no more than that has no noise and
+            is left out, such as one that no datum reaches.
+
+    Returns:
+        The mean, ``None`` if no parameter has noise, and its standard error over rows.
+    """
+    total = weight_sum = variance = 0.0
+    for s, q, shape in zip(sums, squares, shapes, strict=True):
+        mean_square = s.square() / size**2
+        spread = (q - size * mean_square) / (size - 1)
+        noisy = spread > 16 * eps * q / size
+        ratio = torch.where(noisy, mean_square / torch.where(noisy, spread, 1.0), 0.0)
+        rows = max(shape[0] if len(shape) else 1, 1)
+        seen = max(s.shape[0] if s.ndim else 1, 1)
+        # Rows are a cluster sample: their sums and counts, raised to all rows.
+        by_row = ratio.reshape(seen, -1).sum(1).double()
+        counts = noisy.reshape(seen, -1).sum(1).double()
+        total += float(by_row.sum()) * rows / seen
+        weight_sum += float(counts.sum()) * rows / seen
+        if 1 < seen < rows and float(counts.sum()) > 0:
+            local = float(by_row.sum() / counts.sum())
+            spread_of_rows = float((by_row - local * counts).var())
+            variance += rows**2 * (1.0 - seen / rows) * spread_of_rows / seen
+    if weight_sum == 0.0:
+        return None, 0.0
+    return total / weight_sum, math.sqrt(variance) / weight_sum
+
+
+def _pick(block: Tensor, rows: Tensor | None, shape: torch.Size) -> Tensor:
+    """Return the chosen rows of what may hold all rows."""
+    if rows is None or block.shape[:1] != shape[:1]:
+        return block
+    return block[rows.to(block.device)]

@@ -1,0 +1,64 @@
+"""What a layer says about the gradients of individual data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from curvops.training.individual import Blocks, Rows
+
+CHUNK_NUMEL = 1 << 24
+"""Numbers of individual gradients that are alive at a time: 64 MiB of float32."""
+
+
+class Layer(ABC):
+    """The individual gradients of one layer's parameters.
+
+    Attributes:
+        places: Which of the model's parameters these are: position by name.
+    """
+
+    places: Mapping[str, int]
+
+    @abstractmethod
+    def project(self, direction: Blocks) -> Tensor:
+        """Return ⟨g_n, d⟩ over this layer's parameters, ``[B]``; d has all of the model's."""
+
+    @abstractmethod
+    def squared_norms(self) -> Tensor:
+        """Return ‖g_n‖² over this layer's parameters, ``[B]``."""
+
+    @abstractmethod
+    def inner_with_sum(self) -> Tensor:
+        """Return ⟨g_n, Σ_m g_m⟩ over this layer's parameters, ``[B]``."""
+
+    @abstractmethod
+    def sums(self, rows: Rows) -> dict[int, Tensor]:
+        """Return Σ g_n at chosen rows, by place."""
+
+    @abstractmethod
+    def squares(self, rows: Rows) -> dict[int, Tensor]:
+        """Return Σ g_n² at chosen rows, by place."""
+
+    @property
+    @abstractmethod
+    def versions(self) -> tuple[int, ...]:
+        """Counters that move when somebody writes to what this layer holds."""
+
+
+class NotKept(Exception):  # noqa: N818 - not an error: another way must be taken
+    """Raised where a product is asked for whose factors have been forgotten."""
+
+
+def row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner products ``[B]`` of what two batches ``[B, *]`` hold for each datum."""
+    products: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return products
+
+
+def rows_of(gradients: Tensor, rows: Tensor | None) -> Tensor:
+    """Return chosen rows of individual gradients ``[B, rows, *]``; all for ``None``."""
+    return gradients if rows is None else gradients[:, rows.to(gradients.device)]

@@ -1,0 +1,118 @@
+"""Convolutions: linear layers of their unfolded input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from curvops.training.individual import Blocks, Rows
+from curvops.training.layers.base import CHUNK_NUMEL, Layer, row_dot, rows_of
+
+
+class ConvLayer(Layer):
+    """``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` with padding by zeros.
+
+    Args:
+        places: Positions of ``"weight"`` and ``"bias"``, those that are trained.
+        module: The layer, for its kernel, stride, padding, dilation and groups.
+        inputs: x, ``[B, in, *]``.
+        outputs: δ, ``[B, out, *]``.
+    """
+
+    def __init__(
+        self, places: Mapping[str, int], module: nn.Module, inputs: Tensor, outputs: Tensor
+    ) -> None:
+        self.places, self._module = places, module
+        self.x, self.delta = inputs, outputs
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        return self.x._version, self.delta._version
+
+    def project(self, direction: Blocks) -> Tensor:
+        total = self._of_bias(lambda b, i: b @ direction[i].to(b.dtype))
+        if "weight" not in self.places:
+            return total
+        moved = _convolve(self._module, self.x, direction[self.places["weight"]])
+        return total + row_dot(moved, self.delta)
+
+    def squared_norms(self) -> Tensor:
+        total = self._of_bias(lambda b, i: b.square().sum(1))
+        if "weight" not in self.places:
+            return total
+        return total + torch.cat([row_dot(G, G) for G in self._weight_gradients()])
+
+    def inner_with_sum(self) -> Tensor:
+        count = 1 + max(self.places.values())
+        sums = self.sums([None] * count)
+        return self.project([sums.get(i, self.x) for i in range(count)])
+
+    def sums(self, rows: Rows) -> dict[int, Tensor]:
+        return self._over_data(rows, lambda G: G.sum(0))
+
+    def squares(self, rows: Rows) -> dict[int, Tensor]:
+        return self._over_data(rows, lambda G: G.square().sum(0))
+
+    def gradients(self) -> dict[int, Tensor]:
+        """Return the individual gradients ``[B, *shape]`` themselves, by place."""
+        found = {}
+        if "weight" in self.places:
+            found[self.places["weight"]] = torch.cat(list(self._weight_gradients()))
+        if "bias" in self.places:
+            found[self.places["bias"]] = self.delta.flatten(2).sum(2)
+        return found
+
+    def _over_data(self, rows: Rows, reduce: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
+        found = {}
+        if "weight" in self.places:
+            place = self.places["weight"]
+            parts = [reduce(rows_of(G, rows[place])) for G in self._weight_gradients()]
+            found[place] = torch.stack(parts).sum(0)
+        if "bias" in self.places:
+            place = self.places["bias"]
+            found[place] = reduce(rows_of(self.delta.flatten(2).sum(2), rows[place]))
+        return found
+
+    def _weight_gradients(self) -> Iterator[Tensor]:
+        """Yield G_n in chunks ``[b, *weight.shape]``."""
+        weight: Any = self._module.weight
+        groups: Any = self._module.groups
+        unfolded = self.x[0].numel() * weight[0, 0].numel()
+        chunk = max(1, CHUNK_NUMEL // max(1, weight.numel() + unfolded))
+        for x, delta in zip(self.x.split(chunk), self.delta.split(chunk), strict=True):
+            a = rearrange(_unfold(self._module, x), "b (g i) t -> b g i t", g=groups)
+            d = rearrange(delta, "b (g o) ... -> b g o (...)", g=groups)
+            yield (d @ a.mT).reshape(len(x), *weight.shape)
+
+    def _of_bias(self, measure: Callable[[Tensor, int], Tensor]) -> Tensor:
+        if "bias" not in self.places:
+            return self.delta.new_zeros(len(self.delta))
+        return measure(self.delta.flatten(2).sum(2), self.places["bias"])
+
+
+_CONVOLUTIONS: dict[int, Any] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+
+
+def _convolve(module: Any, x: Tensor, weight: Tensor) -> Tensor:
+    result: Tensor = _CONVOLUTIONS[weight.ndim](
+        x, weight.to(x.dtype), None, module.stride, module.padding, module.dilation, module.groups
+    )
+    return result
+
+
+def _unfold(module: Any, x: Tensor) -> Tensor:
+    """Return the windows of the input ``[b, in * kernel, positions]``, channel first."""
+    sides = [p for p in reversed(module.padding) for _ in range(2)]
+    windows = F.pad(x, sides) if any(sides) else x
+    axes = len(module.kernel_size)
+    for i, (k, s, d) in enumerate(zip(module.kernel_size, module.stride, module.dilation)):
+        windows = windows.unfold(2 + i, d * (k - 1) + 1, s)
+        windows = windows[..., ::d]
+    # [b, c, *positions, *kernel] to [b, c * kernel, positions]
+    order = [0, 1, *range(2 + axes, 2 + 2 * axes), *range(2, 2 + axes)]
+    return windows.permute(order).flatten(2 + axes).flatten(1, 1 + axes)

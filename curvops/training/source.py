@@ -1,0 +1,285 @@
+"""Where individual gradients come from: BackPACK where it can be trusted, else the data again.
+
+Before the first step BackPACK is rehearsed on a few data, in evaluation mode and away from the
+user's graph, buffers and random state: what its layers say is compared with gradients taken datum
+by datum. A model whose layers hold the data on another axis, are used twice, write to their
+input, or whose parameters are used outside of their layers, is found there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from curvops.autodiff import Forward, FunctionalModel, unwrap
+from curvops.errors import InputError
+from curvops.losses import Loss
+from curvops.nesting import leading_size, map_tensors
+from curvops.rng import PrivateRNG, preserved_rng
+from curvops.training.backpack import Collector, unsupported
+from curvops.training.curvature import evaluation_mode
+from curvops.training.functional import FromData
+from curvops.training.individual import (
+    Blocks,
+    Individual,
+    Request,
+    check_loss,
+    losses_of_data,
+    slice_data,
+)
+
+Way = Literal["auto", "backpack", "functional"]
+
+_REHEARSED = 3
+"""Data of the rehearsal."""
+
+
+class Seen:
+    """What was seen of a mini-batch.
+
+    Attributes:
+        prediction: The model's output, detached, if it was called once and returned a tensor.
+        totals: The weighted loss of each datum ``[B]``, where the prediction was seen.
+        normalizer: Z_b.
+        size: B.
+        individual: The data one by one, where they were asked for.
+    """
+
+    def __init__(self) -> None:
+        self.prediction: Tensor | None = None
+        self.totals: Tensor | None = None
+        self.normalizer = 1.0
+        self.size = 0
+        self.individual: Individual | None = None
+        self._calls = 0
+
+    def see_prediction(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Take the model's output (a forward hook)."""
+        if not torch.is_grad_enabled():
+            return
+        self._calls += 1
+        single = self._calls == 1 and isinstance(output, Tensor)
+        self.prediction = output.detach() if single else None
+
+
+class Source:
+    """Makes the :class:`~curvops.training.individual.Individual` of every mini-batch.
+
+    Args:
+        model: The module, as the user calls it.
+        loss: The loss.
+        params: The trained parameters, by name.
+        way: ``"backpack"`` or ``"functional"`` to insist, ``"auto"`` for the first if it can.
+        forward: How to call the model on X, where ``model(X)`` does not fit.
+        autocast: What the forward pass runs in, in the functional way.
+        seed: Seeds what random layers draw in the functional way.
+
+    Attributes:
+        note: Why BackPACK is not used; empty while it is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        params: Mapping[str, nn.Parameter],
+        way: Way = "auto",
+        forward: Forward | None = None,
+        autocast: torch.dtype | None = None,
+        seed: int = 0,
+    ) -> None:
+        if way not in ("auto", "backpack", "functional"):
+            raise InputError(f'individual must be "auto", "backpack" or "functional", got {way!r}.')
+        self._loss, self._params, self._way = loss, params, way
+        self._inner = unwrap(model)
+        self._model = FunctionalModel(self._inner, tuple(params), forward, autocast)
+        self._model.clone_buffers = True  # a training pass of ours must not count as one of theirs
+        self._rng = PrivateRNG(seed)
+        self._forward, self._called = forward, model
+        self._checked = False
+        self.note = ""
+        self._collector: Collector | None = None
+        if way == "functional":
+            self.note = "asked for"
+            return
+        reason = self._reason(model, forward)
+        if reason is None:
+            self._collector = Collector(self._inner, list(params.values()))
+        else:
+            self._without(reason)
+
+    def _reason(self, model: nn.Module, forward: Forward | None) -> str | None:
+        if forward is not None:
+            return "the model is called through forward="
+        if hasattr(model, "_orig_mod"):
+            return "the model is compiled"
+        return unsupported(self._inner, list(self._params.values()))
+
+    def _without(self, reason: str) -> None:
+        """Go on without BackPACK.
+
+        Raises:
+            InputError: If it was insisted on.
+        """
+        if self._way == "backpack":
+            raise InputError(
+                f'individual="backpack" cannot be had: {reason}. Use individual="auto".'
+            )
+        self.note, self._collector = reason, None
+
+    @property
+    def way(self) -> str:
+        """``"backpack"`` or ``"functional"``."""
+        return "functional" if self._collector is None else "backpack"
+
+    def predict(self, X: Any) -> Any:
+        """Call the model as the user does."""
+        return self._called(X) if self._forward is None else self._forward(self._called, X)
+
+    def check(self, X: Any, y: Any) -> None:
+        """Check model, loss and BackPACK on a first mini-batch; later calls do nothing.
+
+        Raises:
+            InputError: If data of a batch influence one another, or the loss is no sum over data.
+        """
+        if self._checked:
+            return
+        for name, module in self._inner.named_modules():
+            if isinstance(module, _BatchNorm) and module.training:
+                raise InputError(
+                    f"{type(module).__name__} {name!r} is in training mode: it mixes the data of "
+                    "a batch, so that no datum has a gradient of its own. Put it in eval mode, "
+                    "use GroupNorm, or leave out the quantities that need individual gradients."
+                )
+        size = leading_size(X)
+        few = min(size, _REHEARSED)
+        X_few, y_few = slice_data((X, y), 0, few, size)
+        X_few = map_tensors(Tensor.detach, X_few)  # hooks on inputs that need a gradient stay out
+        params = {name: p.detach() for name, p in self._params.items()}
+        with evaluation_mode(self._inner), preserved_rng(), self._model.at(params) as predict:
+            with torch.no_grad():
+                prediction = predict(X_few)
+            check_loss(self._loss, prediction, y_few, few)
+        if self._collector is not None:
+            reason = self._rehearse(self._collector, X_few, y_few, few)
+            if reason is not None:
+                self._without(reason)
+        self._checked = True
+
+    def _rehearse(self, collector: Collector, X: Any, y: Any, size: int) -> str | None:
+        """Return how BackPACK fails on a few data, if it does."""
+        params = {name: p.detach() for name, p in self._params.items()}
+        active = {name: p.clone().requires_grad_() for name, p in params.items()}
+        with evaluation_mode(self._inner), preserved_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = FromData(self._model, self._loss, params, X, y, size, PrivateRNG(0))
+            try:
+                with (
+                    torch.inference_mode(False),
+                    torch.enable_grad(),
+                    self._model.at(active) as predict,
+                    collector.active(size),
+                ):
+                    total = self._loss.total(predict(X), y)
+                    torch.autograd.grad(total, list(active.values()), allow_unused=True)
+                found = collector.collected(
+                    self._loss, y, expected.totals, expected.normalizer, lambda _: expected
+                )
+            except Exception as error:
+                told = str(error).strip().splitlines() or [""]
+                return f"the model does not run under BackPACK ({told[0][:120]})"
+            if isinstance(found, str):
+                return found
+            return _difference(found, expected)
+
+    @contextmanager
+    def watching(
+        self,
+        X: Any,
+        y: Any,
+        start: Callable[[], Blocks] | None,
+        directions: Sequence[Blocks] = (),
+    ) -> Iterator[Seen]:
+        """Watch the user's passes on a mini-batch; what was seen is complete after the block.
+
+        Args:
+            X: The inputs.
+            y: The targets.
+            start: Returns copies of the parameters at which the passes are made; ``None`` where
+                individual gradients will not be asked for.
+            directions: d, whose products with individual gradients will be asked for.
+        """
+        size, seen = leading_size(X), Seen()
+        if start is None or self._collector is None:
+            handle = self._inner.register_forward_hook(seen.see_prediction)
+            try:
+                yield seen
+            finally:
+                handle.remove()
+            prediction = seen.prediction
+        else:
+            with self._collector.active(size, directions):
+                yield seen
+            prediction = self._collector.prediction
+        if self._forward is None and isinstance(prediction, Tensor):
+            seen.size, seen.normalizer = size, self._normalizer(prediction, y, size)
+            seen.totals = losses_of_data(self._loss, prediction, y)
+        else:
+            prediction = None
+        if start is None:
+            return
+
+        def again(params: Mapping[str, Tensor] | None) -> Individual:
+            if params is not None:
+                return FromData(self._model, self._loss, params, X, y, size, self._rng)
+            at = dict(zip(self._params, start(), strict=True))
+            return FromData(self._model, self._loss, at, X, y, size, self._rng, prediction)
+
+        seen.individual = again(None) if self._collector is None else self._taken(seen, y, again)
+
+    def _taken(
+        self, seen: Seen, y: Any, again: Callable[[Mapping[str, Tensor] | None], Individual]
+    ) -> Individual:
+        """Return what BackPACK collected, or the same from the data with a note."""
+        collector = self._collector
+        assert collector is not None
+        made: Individual | str = collector.trouble or ""
+        if not made and seen.totals is not None:
+            made = collector.collected(self._loss, y, seen.totals, seen.normalizer, again)
+        collector.clear()
+        if not isinstance(made, str):
+            return made
+        self.note = made
+        if self._way == "backpack":
+            raise InputError(f'individual="backpack" gave nothing: {made}. Use individual="auto".')
+        return again(None)
+
+    def _normalizer(self, prediction: Tensor, y: Any, size: int) -> float:
+        if self._loss.reduction == "sum":
+            return 1.0
+        return self._loss.normalizer(y, size, lambda: prediction)
+
+
+def _difference(found: Individual, expected: Individual) -> str | None:
+    """Return whether layers and data disagree about the gradients of a few data."""
+    request = Request(noise=True)
+    ours, theirs = found.measure(request), expected.measure(request)
+    pairs = [
+        (ours.squared_norms, theirs.squared_norms),
+        (ours.inner, theirs.inner),
+    ]
+    for a, b in pairs:
+        assert a is not None
+        assert b is not None
+        if not torch.allclose(a, b, rtol=1e-2, atol=1e-6 * float(b.abs().max())):
+            return (
+                "the layers' gradients of single data are not the model's: data are mixed "
+                "before a layer, or a parameter is used outside of its layer"
+            )
+    return None
