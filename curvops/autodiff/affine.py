@@ -35,7 +35,7 @@ _FEWEST = 8
 """Points below which that does not pay."""
 _SAMPLE = 256
 """Coordinates that most often show that points have no structure."""
-_ROUNDING = 4.0
+_ROUNDING = 8.0
 """Units in the last place that a point may lie off the plane."""
 
 
@@ -125,30 +125,34 @@ def _fit(rows: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     size = max(1, _NUMEL // rows.shape[1])
     starts = range(0, len(rows), size)
     origin = rows[0].double()
+    # In units of what a coordinate rounds to: where it is small it knows more about coefficients.
+    unit = rows.abs().amax(0).double()
+    scale = torch.where(unit > 0, 1 / unit, 0)
 
     def moved(start: int) -> Tensor:
-        return rows[start : start + size].double() - origin
+        return (rows[start : start + size].double() - origin) * scale
 
-    rounding = torch.finfo(rows.dtype).eps * rows.abs().amax(0).double()
     distances = torch.cat([moved(start).square().sum(1) for start in starts])
     pivots: list[int] = []
     while len(pivots) < _PIVOTS:
         pivots.append(int(distances.argmax()))
-        directions = rows[pivots].double() - origin
-        gram = directions @ directions.T
+        steps = rows[pivots].double() - origin
+        scaled = steps * scale
+        gram = scaled @ scaled.T
         if int(torch.linalg.matrix_rank(gram)) < len(pivots):
             return None
-        fitted, distant, lie_on_it = [], [], True
+        fitted, distant, worst = [], [], 0.0
         for start in starts:
-            part = moved(start)
-            coefficients = torch.linalg.solve(gram, directions @ part.T)
-            rest = part - coefficients.T @ directions
-            lie_on_it = lie_on_it and bool((rest.abs() <= _ROUNDING * rounding).all())
+            rest, coefficients = moved(start), torch.zeros(len(pivots), 1).to(gram)
+            for _ in range(2):  # the second time removes the rounding of the first
+                step = torch.linalg.solve(gram, scaled @ rest.T)
+                coefficients = coefficients + step
+                rest = rest - step.T @ scaled
+            worst = max(worst, float(rest.abs().max()))
             fitted.append(coefficients)
             distant.append(rest.square().sum(1))
-        if lie_on_it:
-            columns = directions.T.to(rows.dtype)
-            return rows[0], columns, torch.cat(fitted, dim=1).to(rows.dtype)
+        if worst <= _ROUNDING * torch.finfo(rows.dtype).eps:
+            return rows[0], steps.T.to(rows.dtype), torch.cat(fitted, dim=1).to(rows.dtype)
         distances = torch.cat(distant)
     return None
 

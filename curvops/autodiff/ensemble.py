@@ -110,7 +110,7 @@ class Ensemble:
 
     @staticmethod
     def _evaluate(evaluation: Evaluation, plan: Plan, start: int, stop: int) -> Tensor:
-        if plan.width > 1:
+        if stop - start > 1:
             return evaluation.several(start, stop, plan.shared)
         return evaluation.single(start, plan.shared).unsqueeze(0)
 
