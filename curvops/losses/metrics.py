@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -43,7 +43,9 @@ class Average:
             raise InputError(
                 f'metric must be "accuracy" or fn(prediction, y) -> numbers [N, *], got {metric!r}.'
             )
-        self.key: Hashable = metric if isinstance(metric, Hashable) else id(metric)
+        # By where it is written: a lambda is a new one whenever it is passed.
+        kind = type(metric)
+        self.key = ("metric", *(getattr(metric, n, kind) for n in ("__module__", "__qualname__")))
         self._metric, self._loss, self._dtype = metric, loss, dtype
 
     def __call__(self, prediction: Tensor, target: Target) -> Tensor:
