@@ -1,0 +1,104 @@
+r"""The loss of a risk, tempered and tied to a point, as a density that chains can sample.
+
+.. math::
+    \pi(\theta) \propto \exp\big(-n\beta \, L(\theta)
+        - \tfrac{\gamma}{2} \|\theta - \theta^*\|^2\big),
+    \qquad L = \frac{Z}{n} \cdot \text{risk}
+
+With :math:`Z` the risk's normaliser, :math:`L` is the total loss over the number of data, whichever
+reduction the risk has: for a negative log-likelihood :math:`n\beta L` is :math:`\beta` times it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from curvops.volume.moves import Points
+
+if TYPE_CHECKING:
+    from curvops.risk import EmpiricalRisk
+
+
+@dataclass(frozen=True)
+class LocalizedPosterior:
+    r"""A target for chains in coordinates :math:`z` with :math:`\theta = \theta^* + s \odot z`.
+
+    Attributes:
+        risk: The risk, over all data or over a mini-batch.
+        center: ``θ*``, flat ``[P]``.
+        loss: The risk at the centre, float64, so that the log-density is 0 there.
+        weight: ``nβ Z / n``, what the risk is multiplied with.
+        localization: ``γ``.
+        scale: ``s`` ``[P]``, one by default; chains see unit steps in z.
+    """
+
+    risk: EmpiricalRisk
+    center: Tensor
+    loss: Tensor
+    weight: float
+    localization: float
+    scale: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, risk: EmpiricalRisk, inverse_temperature: float, localization: float
+    ) -> LocalizedPosterior:
+        """Return the posterior at a risk's own point, which it evaluates."""
+        return cls(
+            risk=risk,
+            center=risk.theta,
+            loss=risk.loss().double(),
+            weight=inverse_temperature * risk.normalizer / risk.num_data,
+            localization=localization,
+        )
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-densities ``[M]`` and gradients ``[M, P]`` at points z ``[M, P]``."""
+        offset = self.offset(z)
+        losses, gradients = self.risk.losses_and_gradients((self.center + offset).T)
+        assert isinstance(gradients, Tensor)  # in the format of the points
+        value = -self.weight * (losses.double() - self.loss) - self._pull(offset)
+        gradient = -self.weight * gradients.T - self.localization * offset
+        return value, gradient if self.scale is None else self.scale * gradient
+
+    def offset(self, z: Tensor) -> Tensor:
+        """Return ``θ - θ*``, ``[M, P]``."""
+        return z if self.scale is None else self.scale * z
+
+    def distances(self, z: Tensor) -> Tensor:
+        """Return ``‖θ - θ*‖``, ``[M]``, float64."""
+        return self.offset(z).double().square().sum(1).sqrt()
+
+    def rises(self, points: Points) -> Tensor:
+        """Return ``nβ (L(θ) - L(θ*))``, ``[M]``, float64, without another evaluation."""
+        return -points.value - self._pull(self.offset(points.x))
+
+    def loss_gradients(self, points: Points) -> Tensor:
+        """Return the risk's gradients ``[M, P]`` in θ, without another evaluation."""
+        gradient = points.gradient if self.scale is None else points.gradient / self.scale
+        return -(gradient + self.localization * self.offset(points.x)) / self.weight
+
+    def rescaled(self, scale: Tensor) -> LocalizedPosterior:
+        """Return the same density in other coordinates."""
+        return replace(self, scale=scale)
+
+    def _pull(self, offset: Tensor) -> Tensor:
+        return 0.5 * self.localization * offset.double().square().sum(1)
+
+
+@contextmanager
+def evaluating(module: nn.Module | None) -> Iterator[None]:
+    """Put a module in eval mode; on leaving, every part of it is in the mode it was in."""
+    before = [] if module is None else [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in before:
+            part.training = False
+        yield
+    finally:
+        for part, mode in before:
+            part.training = mode
