@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from curvops import landscape, plotting
 from curvops.linalg import (
     EighResult,
     Estimate,
@@ -67,4 +68,7 @@ __all__ = [
     "Estimate",
     "SpectralDensity",
     "UnconvergedWarning",
+    # modules
+    "landscape",
+    "plotting",
 ]

@@ -167,10 +167,9 @@ def check_axes(axes: Tensor, labels: tuple[str, str]) -> None:
     Raises:
         InputError: If one is (nearly) a multiple of the other.
     """
-    u, v = axes.T
+    u, v = (axis / axis.norm() for axis in axes.to("cpu", torch.float64).T)
     # As good as parallel: coordinates of points would be all rounding.
-    rest = v / v.norm() - u / u.norm() * (u @ v / (u.norm() * v.norm()))
-    if float(rest.norm()) < 1e3 * torch.finfo(axes.dtype).eps:
+    if float((v - u * (u @ v)).norm()) < 8 * torch.finfo(axes.dtype).eps:
         raise InputError(
             f"the directions {labels[0]!r} and {labels[1]!r} are parallel, so they span no plane. "
             "Pass two that are not."

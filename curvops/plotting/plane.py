@@ -79,6 +79,7 @@ def plane(
     _draw_marks(ax, scan, colours)
     _colour_bar(ax, filled, metric or "loss", steps, is_log, colours)
     ax.set_aspect("equal", adjustable="box")
+    ax.locator_params(nbins=6)
     ax.grid(visible=False)
     ax.set_xlabel(plain(scan.labels[0]))
     ax.set_ylabel(plain(scan.labels[1]))
@@ -155,7 +156,7 @@ def _draw_marks(ax: Axes, scan: Plane, colours: Theme) -> None:
             xytext=(6, 5),
             textcoords="offset points",
             color=colours.ink,
-            fontsize=9,
+            fontsize=11,
             zorder=6,
         )
         _outlined(note, colours)
@@ -165,7 +166,7 @@ def _outlined(text: Any, colours: Theme) -> None:
     """Put paper around letters, which then are read on any colour."""
     from matplotlib.patheffects import Normal, Stroke
 
-    text.set_path_effects([Stroke(linewidth=2.2, foreground=colours.paper), Normal()])
+    text.set_path_effects([Stroke(linewidth=1.8, foreground=colours.paper), Normal()])
 
 
 def _colour_bar(

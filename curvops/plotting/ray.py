@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from curvops.errors import InputError
 from curvops.landscape.ray_result import QUANTITIES, Quantity, Rays
@@ -28,6 +27,9 @@ _NAMES = {
     "curvature": "|curvature|",
     "two_sided_curvature": "|two-sided curvature|",
 }
+
+_EMPTY = {"loss": "upper left"} | dict.fromkeys(("rise", "roughness", "grit"), "lower right")
+"""Where rising curves leave room for the legend."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def rays(
             ax.axhline(at_point, color=colours.muted, linewidth=1.0, zorder=1)
     if any_negative:
         legend.append(("negative", {"marker": "v", "color": colours.muted, "linestyle": "none"}))
-    _label(ax, legend)
+    _label(ax, legend, _EMPTY.get(quantity, "best"))
     ax.set_xlabel("distance from θ")
     ax.set_ylabel(_NAMES.get(quantity, plain(quantity)))
     return ax
@@ -236,28 +238,22 @@ def _shade(ax: Axes, found: Quantity, chosen: list[int], colours: Theme) -> None
     """Shade what rounding alone would show."""
     floors = found.floors[:, chosen].nanmedian(dim=1).values
     x = found.distances[:, chosen].log().mean(1).exp()
-    known = floors.isfinite() & (floors > 0)
+    known = floors.isfinite() & (floors > 1e-240)
     if bool(known.any()):
         ax.fill_between(
             x[known].numpy(),
             floors[known].numpy(),
-            torch.full_like(floors[known], ax.get_ylim()[0]).numpy(),
+            floors[known].numpy() * 1e-60,  # below the axis, also if it is moved later
             color=colours.grid,
             linewidth=0,
             zorder=0.5,
         )
 
 
-def _label(ax: Axes, legend: list[tuple[str, dict[str, Any]]]) -> None:
+def _label(ax: Axes, legend: list[tuple[str, dict[str, Any]]], place: Any) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **style) for _, style in legend]
-    ax.legend(
-        handles,
-        [name for name, _ in legend],
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=3 if len(legend) != 4 else 4,
-        columnspacing=1.2,
-        handlelength=1.8,
-    )
+    box = ax.legend(handles, [name for name, _ in legend], loc=place, fontsize=8, handlelength=1.9)
+    box.set_frame_on(True)
+    box.get_frame().set(facecolor=current().paper, edgecolor="none", alpha=0.75)

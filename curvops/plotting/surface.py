@@ -72,7 +72,7 @@ def surface(
     _style(axes, colours, is_log)
     axes.set_xlabel(plain(scan.labels[0]))
     axes.set_ylabel(plain(scan.labels[1]))
-    axes.set_zlabel(plain(metric or "loss"))
+    axes.set_zlabel(plain(metric or "loss"), labelpad=8)
     drawn: Axes = axes
     return drawn
 

@@ -25,7 +25,7 @@ _SETUP = """\
 import numpy as np
 import torch
 from scipy.sparse.linalg import eigsh
-from curvops.landscape import line
+from curvops.landscape import eigenvector, line, plane, rays
 from curvops.linalg.density import spectral_density
 from curvops.linalg.eigsh import eigsh as native_eigsh
 from curvops.linalg.frobenius import frobenius_norm

@@ -141,6 +141,7 @@ def test_problem_of_one_parameter() -> None:
     report = run_report(Problem(risk, "one", ""))
     got = {o.section.name: o.status for o in report.outcomes}
     assert got.pop("eigenpairs") == "skipped"
+    assert got.pop("plane") == "skipped"
     assert set(got.values()) == {"ok"}
 
 
