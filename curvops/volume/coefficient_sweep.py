@@ -154,15 +154,13 @@ def coefficient_sweep(
     Example:
         >>> import torch
         >>> from curvops.risk import EmpiricalRisk
-        >>> data = [(torch.eye(4) * 2, torch.zeros(4))]
-        >>> def half_squares(f, y):
-        ...     return 0.5 * (f - y).square().mean()
-        >>> risk = EmpiricalRisk(lambda p, x: x @ p["w"], half_squares, {"w": torch.zeros(4)}, data)
+        >>> data, zero = [(torch.eye(4), torch.zeros(4))], {"w": torch.zeros(4)}
+        >>> risk = EmpiricalRisk(lambda p, x: x @ p["w"], torch.nn.MSELoss(), zero, data)
         >>> sweep = coefficient_sweep(
         ...     risk,
         ...     inverse_temperatures=(1e2, 1e4),
         ...     num_draws=100,
-        ...     num_burnin=50,
+        ...     num_leapfrog=2,
         ... )
         >>> [round(run.result.value, 0) for run in sweep.runs]
         [2.0, 2.0]

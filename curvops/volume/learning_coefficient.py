@@ -123,11 +123,9 @@ def local_learning_coefficient(
 
         >>> import torch
         >>> from curvops.risk import EmpiricalRisk
-        >>> data = [(torch.eye(4) * 2, torch.zeros(4))]
-        >>> def half_squares(f, y):
-        ...     return 0.5 * (f - y).square().mean()
-        >>> risk = EmpiricalRisk(lambda p, x: x @ p["w"], half_squares, {"w": torch.zeros(4)}, data)
-        >>> result = local_learning_coefficient(risk, inverse_temperature=1e4, num_draws=100)
+        >>> data, zero = [(torch.eye(4), torch.zeros(4))], {"w": torch.zeros(4)}
+        >>> risk = EmpiricalRisk(lambda p, x: x @ p["w"], torch.nn.MSELoss(), zero, data)
+        >>> result = local_learning_coefficient(risk, inverse_temperature=1e4, num_leapfrog=3)
         >>> result.converged, abs(result.value - 2) < 3 * result.stderr
         (True, True)
     """
