@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks products|eigs|logdet|memory|scaling|check|docs``."""
+"""The command line: ``python -m benchmarks`` and what to measure, ``check`` or ``docs``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import check, docs, eigs, logdet, memory, pictures, products, report, scaling
+from benchmarks import (
+    check,
+    docs,
+    eigs,
+    landscape,
+    logdet,
+    memory,
+    pictures,
+    products,
+    report,
+    scaling,
+)
 from benchmarks.environment import environment
 from benchmarks.options import Options
 from benchmarks.peers import PEERS
@@ -20,6 +31,7 @@ BENCHMARKS = {
     "products": (products.run, "the price of one product, ours in every way and the peers'"),
     "eigs": (eigs.run, "the largest Hessian eigenpairs, end to end"),
     "logdet": (logdet.run, "log-determinants of the digits network, at equal products"),
+    "landscape": (landscape.run, "the loss at 81 points of a plane, whatever the batch size"),
     "memory": (memory.run, "peak memory, each case in a process of its own"),
     "scaling": (scaling.run, "time against data, parameters and columns"),
 }

@@ -238,6 +238,7 @@ TITLES = {
     "resnet18": "ResNet-18",
     "fashion": "Fashion-MNIST",
     "digits": "digits",  # of the log-determinants alone
+    "landscape": "landscape",  # of the landscape alone
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks import logdet
+from benchmarks import landscape, logdet
 from benchmarks.problems import TITLES
 from benchmarks.results import MEASURED, Result, Row, find, select
 from benchmarks.scaling import slopes
@@ -15,6 +15,7 @@ UNITS = {
     "products": "full-data gradients per vector; quartiles in brackets",
     "eigs": "full-data gradients, set-up included; quartiles in brackets",
     "logdet": "nats of median error over the seeds, in all some 300 products",
+    "landscape": "times of copies of the module, one by one; quartiles in brackets",
     "memory": "MB of resident memory above that of the process with model and data",
     "scaling": "slope of log time against log size: 1 is proportional",
 }
@@ -93,6 +94,7 @@ TABLES = {
     "products": products,
     "eigs": eigs,
     "logdet": logdet.table,
+    "landscape": landscape.table,
     "memory": memory,
     "scaling": scaling,
 }

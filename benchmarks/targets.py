@@ -74,6 +74,12 @@ EIGENPAIRS_RESIDUAL = 1e-4
 LOGDET_LEAD = 5.0
 """How many times smaller than plain quadrature's the error must be, at equal products."""
 
+LANDSCAPE_LEAD = 1.5
+"""How many times faster than copies of the module, one by one, the points of a plane must be."""
+
+LANDSCAPE_BUDGET_MB = 268.0
+"""What their evaluation may take beside data, points and answer: 256 MiB, its default."""
+
 MEMORY_BUDGET = "200MB"
 MEMORY_BUDGET_MB = 200.0
 """What a run under that budget may add to the resident set."""

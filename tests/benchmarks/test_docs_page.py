@@ -34,6 +34,28 @@ def products() -> list[Row]:
     ]
 
 
+def logdet() -> list[Row]:
+    extra = {"claimed": 0.2, "held": 1.0, "products": 300, "seconds": 0.5}
+    ours = {"library": "curvops", "rounds": 10, "extra": extra}
+    return [
+        Row("digits", "GGN, shift 0.01", variant="krylov", value=0.1, **ours),
+        Row("digits", "GGN, shift 0.01", variant="slq", value=0.4, **ours),
+        Row("digits", "GGN, shift 0.01", "imate", status="not installed"),
+    ]
+
+
+def landscape() -> list[Row]:
+    key = {"problem": "landscape", "quantity": "losses", "columns": 81, "axis": "batch"}
+    extra = {"error": 1e-6, "seconds": 2.0, "peak_mb": 90.0}
+    ours = {**key, "library": "curvops", "rounds": 3}
+    return [
+        Row(**key, size=512, library="torch", variant="copies", value=1.0, extra={"error": 1e-6}),
+        Row(**ours, size=512, variant="a plane, as Affine", value=0.25, extra=extra),
+        Row(**ours, size=512, variant="any points", value=0.8, extra={**extra, "peak_mb": 300.0}),
+        Row(**key, size=512, library="loss-landscapes", status="not installed"),
+    ]
+
+
 def write(folder: Path) -> None:
     eigs = Row(
         "mlp",
@@ -49,7 +71,14 @@ def write(folder: Path) -> None:
         Row("mlp", "Hessian", "curvops", "kept", axis="N", size=n, value=n / 100)
         for n in (128, 256, 512)
     ]
-    runs = {"products": products(), "eigs": [eigs], "memory": [memory], "scaling": scaling}
+    runs = {
+        "products": products(),
+        "eigs": [eigs],
+        "logdet": logdet(),
+        "landscape": landscape(),
+        "memory": [memory],
+        "scaling": scaling,
+    }
     for name, rows in runs.items():
         Result(name, ENVIRONMENT, {"quick": False}, rows).save(folder / f"{name}.json")
 
@@ -79,6 +108,9 @@ def test_misses_are_marked(tmp_path: Path) -> None:
     assert "disagrees" in line("hessian-eigenthings, Hessian")
     assert "| MLP | ✗ 400 (≤ 330) |" in lines
     assert "✗ 250 (≤ 200)" in line("`memory_budget='200MB'`, K = 8")
+    assert "✗ 4.00 (≥ 5)" in line("GGN, shift 0.01")
+    assert "✓ 4.00 (≥ 1.5) | ✓ 90.0 (≤ 268)" in line("512, a plane, as Affine")
+    assert "✗ 1.25 (≥ 1.5) | ✗ 300 (≤ 268)" in line("512, any points")
     assert "curvlinops, Hessian | 5" not in line("curvlinops, GGN")
 
 
@@ -95,7 +127,7 @@ def test_quick_runs_say_so(tmp_path: Path) -> None:
 
 
 def test_nothing_committed_is_no_error(tmp_path: Path) -> None:
-    assert docs.page(tmp_path).count("Not measured yet.") == 4
+    assert docs.page(tmp_path).count("Not measured yet.") == 6
 
 
 def test_the_committed_page_is_up_to_date() -> None:
