@@ -1,0 +1,378 @@
+r"""Sequential Monte Carlo: a cloud of points led from one density to the next.
+
+A rung multiplies the weights of N points by :math:`w_i = \pi_{k+1}(z_i) / \pi_k(z_i)`, whose mean
+is an estimate of the ratio of the two normalisers; M of them are drawn again by weight and each
+makes N/M Metropolis-adjusted moves, all of which become the next rung's points.
+
+.. math:: \log Z \approx \sum_k \log \Bigl[ \tfrac1N \sum_i w_i^{(k)} \Bigr]
+
+A pilot chooses the rungs, the coordinates of the moves and their step sizes by where its own
+points are, which bends its estimate. Runs that follow its plan choose nothing: their estimates of
+Z, not of its logarithm, are right on average, however badly the chains mix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curvops.errors import DivergenceError
+from curvops.volume.cloud import Chart, Cloud, Rung
+from curvops.volume.moves import Points, hmc
+from curvops.volume.whitening import Whitening
+
+_JITTER = 0.2
+"""Step sizes vary by this share from chain to chain, so that no orbit closes in all of them."""
+
+_GAIN = 0.5
+"""How fast the logarithm of the step size follows the acceptance."""
+
+_STUCK = 8
+"""After so many rungs in a row on which nothing moved, a run gives up."""
+
+_HALVINGS = 60
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened on the way to one rung of a ladder.
+
+    Attributes:
+        stage: ``"reference"``, ``"temper"``, ``"harden"``, ``"split"`` or ``"return"``.
+        mix: ``t``.
+        beta: ``β``, 0 when splitting.
+        level: Hardness ``h`` when hardening, the threshold of the cost when splitting, else 0.
+        log_z: log of the normaliser, in nats.
+        ess: Effective number of the weighted points, of ``num_points``.
+        num_points: ``N``.
+        num_families: How many of the run's first points have descendants among the points drawn
+            again.
+        acceptance: Mean acceptance probability of the moves; NaN where none were made.
+        step_size: Of the moves, in the coordinates of the rung, on average.
+        predicted_cost: Mean cost on the rung by the weighted points, before the moves.
+        mean_cost: The same after them; as predicted where there were none.
+        cost_std: The standard deviation of the cost on the rung.
+    """
+
+    stage: str
+    mix: float
+    beta: float
+    level: float
+    log_z: float
+    ess: float
+    num_points: int
+    num_families: int
+    acceptance: float
+    step_size: float
+    predicted_cost: float
+    mean_cost: float
+    cost_std: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain Python."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Leg:
+    """The way to one rung, as planned.
+
+    Attributes:
+        stage: See :class:`Step`.
+        rung: Where it leads.
+        beta: For the record.
+        level: For the record.
+        frame: The coordinates of the moves.
+        step_size: Of the moves; 0 where none are made and the points keep their old density.
+    """
+
+    stage: str
+    rung: Rung
+    beta: float
+    level: float
+    frame: Whitening
+    step_size: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a cloud moves.
+
+    Attributes:
+        num_chains: ``M``, the points that are drawn again on every rung.
+        num_moves: Moves of each, ``N / M``.
+        num_leapfrog: Leapfrog steps of a move on average; each move draws its own number.
+        acceptance: The acceptance rate that step sizes aim at.
+        floor: The least curvature that a direction has in the coordinates of the cloud.
+    """
+
+    num_chains: int
+    num_moves: int
+    num_leapfrog: int
+    acceptance: float
+    floor: float
+
+
+@dataclass
+class Sampler:
+    """A cloud on its way, and how it came to where it is.
+
+    Attributes:
+        chart: The coordinates.
+        tuning: How it moves.
+        generator: Where all randomness comes from.
+        cloud: The points, equally likely under ``rung``.
+        rung: Where they are.
+        step_size: Of the next moves of a pilot.
+        log_z: log of the rung's normaliser, the first rung's being 0.
+        steps: What happened.
+        families: The first points' numbers, inherited by their descendants.
+        stuck: On how many rungs in a row nothing moved.
+    """
+
+    chart: Chart
+    tuning: Tuning
+    generator: torch.Generator
+    cloud: Cloud
+    rung: Rung
+    step_size: float
+    families: Tensor
+    log_z: float = 0.0
+    steps: list[Step] = field(default_factory=list)
+    stuck: int = 0
+
+    @classmethod
+    def start(cls, chart: Chart, tuning: Tuning, generator: torch.Generator, rung: Rung) -> Sampler:
+        """Return independent draws of the Gaussian.
+
+        Raises:
+            DivergenceError: If the cost is finite at none of them.
+        """
+        number = tuning.num_chains * tuning.num_moves
+        cloud = chart.evaluate(chart.draw(number, generator))
+        if not bool(cloud.cost.isfinite().any()):
+            raise DivergenceError(
+                f"the cost is NaN or infinite at all of {number} draws of the Gaussian that the "
+                "ladder starts from. Start nearer to θ*: a larger beta=, or a smaller prior_std=."
+            )
+        families = torch.arange(number)
+        # The largest step that a Gaussian of P dimensions accepts shrinks like its fourth root.
+        return cls(chart, tuning, generator, cloud, rung, chart.dim**-0.25, families)
+
+    # ------------------------------------------------------------------ where to go
+
+    def log_weights(self, rung: Rung) -> Tensor:
+        """Return ``log w`` of all points on the way to a rung, float64 ``[N]``."""
+        change = self.cloud.log_density(rung) - self.cloud.log_density(self.rung)
+        # A point that is outside already stays there: -inf - (-inf) is not a weight.
+        return torch.where(change.isnan(), -math.inf, change)
+
+    def ess(self, rung: Rung) -> float:
+        """Return how many points would be effective on a rung."""
+        return effective(self.log_weights(rung))
+
+    def mean_cost(self, rung: Rung) -> float:
+        """Return the mean cost on a rung by the weighted points."""
+        return _moments(self.cloud.cost, normalised(self.log_weights(rung)))[0]
+
+    def furthest(self, path: Callable[[float], Rung], end: float, share: float) -> float:
+        """Return how far along a path the effective number stays above a share of the points.
+
+        Args:
+            path: From numbers between 0 and ``end`` to rungs; 0 is where the cloud is.
+            end: Where the path ends; returned if it is near enough.
+            share: Of the number of points.
+        """
+        wanted = share * len(self.cloud)
+        if self.ess(path(end)) >= wanted:
+            return end
+        low, high = 0.0, end
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.ess(path(middle)) >= wanted else (low, middle)
+        # Points outside of every rung of the path cost some ESS however short the step.
+        return low if low > 0.0 else high
+
+    # ------------------------------------------------------------------ going there
+
+    def explore(
+        self, rung: Rung, stage: str, *, beta: float = 0.0, level: float = 0.0, move: bool = True
+    ) -> Leg:
+        """Go to a rung as a pilot; return the leg for others to follow.
+
+        Args:
+            rung: The next density.
+            stage: What it is called.
+            beta: For the record.
+            level: For the record.
+            move: Whether to draw again and move.
+
+        Raises:
+            DivergenceError: If no point is inside the rung, or nothing moves any more.
+        """
+        weights = normalised(self.log_weights(rung))
+        scores = self.cloud.gradient(Rung(rung.mix, rung.tilt.softened))
+        frame = Whitening.learn(scores, weights, self.chart.shapes, self.tuning.floor)
+        leg = Leg(stage, rung, beta, level, frame, self.step_size if move else 0.0)
+        tried = self._advance(leg, adapt=True)
+        return replace(leg, step_size=tried)
+
+    def follow(self, leg: Leg) -> None:
+        """Go to a rung as planned.
+
+        Raises:
+            DivergenceError: If no point is inside the rung, or nothing moves any more.
+        """
+        self._advance(leg, adapt=False)
+
+    def _advance(self, leg: Leg, adapt: bool) -> float:
+        """Weigh, draw again, move; return the step size, the mean of those tried."""
+        rung, log_weights = leg.rung, self.log_weights(leg.rung)
+        total = float(log_weights.logsumexp(0))
+        if not math.isfinite(total):
+            raise DivergenceError(
+                f"none of {len(self.cloud)} points is inside the next rung of the ladder (stage "
+                f"{leg.stage!r}, beta={leg.beta:.4g}, level={leg.level:.4g}). Use more chains, or "
+                "a larger ess."
+            )
+        self.log_z += total - math.log(len(self.cloud))
+        weights = normalised(log_weights)
+        predicted, std = _moments(self.cloud.cost, weights)
+        mean, acceptance, step_size = predicted, math.nan, leg.step_size
+        families = self.families[(weights > 0).cpu()]
+        if leg.step_size > 0.0:
+            chosen = systematic(weights, self.tuning.num_chains, self.generator)
+            families = self.families[chosen.cpu()]
+            acceptance, step_size = self._move(self.cloud.take(chosen), leg, adapt)
+            self.families = families.repeat(self.tuning.num_moves)
+            self.rung = rung
+            mean, std = _moments(self.cloud.cost, torch.ones(len(self.cloud)))
+            self._check_moving(acceptance, leg)
+        self.steps.append(
+            Step(
+                stage=leg.stage,
+                mix=rung.mix,
+                beta=leg.beta,
+                level=leg.level,
+                log_z=self.log_z,
+                ess=effective(log_weights),
+                num_points=len(weights),
+                num_families=len(families.unique()),
+                acceptance=acceptance,
+                step_size=step_size,
+                predicted_cost=predicted,
+                mean_cost=mean,
+                cost_std=std,
+            )
+        )
+        return step_size
+
+    def _move(self, cloud: Cloud, leg: Leg, adapt: bool) -> tuple[float, float]:
+        """Replace the cloud by what points visit; return acceptance and step size, on average."""
+        visited, accepted, log_step, step_size = [], 0.0, 0.0, leg.step_size
+        for _ in range(self.tuning.num_moves):
+            cloud, probabilities = self._trajectory(cloud, leg, step_size)
+            visited.append(cloud)
+            acceptance = float(probabilities.mean())
+            accepted += acceptance
+            log_step += math.log(step_size)
+            if adapt:
+                step_size *= math.exp(_GAIN * (acceptance - self.tuning.acceptance))
+        self.cloud, self.step_size = Cloud.join(visited), step_size
+        return accepted / self.tuning.num_moves, math.exp(log_step / self.tuning.num_moves)
+
+    def _trajectory(self, cloud: Cloud, leg: Leg, step_size: float) -> tuple[Cloud, Tensor]:
+        """Make one move of every point, in coordinates whose origins are the points."""
+        rung, frame, last = leg.rung, leg.frame, (torch.empty(0), cloud)
+
+        def target(y: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal last
+            here = self.chart.evaluate(cloud.z + frame.forward(y))
+            last = (y, here)
+            return here.log_density(rung), frame.adjoint(here.gradient(rung))
+
+        start = torch.zeros_like(cloud.z)
+        gradient = frame.adjoint(cloud.gradient(rung))
+        points = Points(start, cloud.log_density(rung), gradient)
+        noise = torch.rand(len(cloud), generator=self.generator, dtype=torch.float64)
+        steps = step_size * (1.0 + _JITTER * (2.0 * noise - 1.0)).to(cloud.z)
+        # Directions that are whitened alike have one period, and a length that nearly closes it
+        # would return every chain to the cost that it came from.
+        length = int(torch.randint(1, 2 * self.tuning.num_leapfrog, (), generator=self.generator))
+        moved, acceptance = hmc(target, points, steps, length, self.generator)
+        # A row that is where the trajectory ended was accepted; what is known of it is at hand.
+        y, ends = last
+        return ends.where((moved.x == y).all(1), cloud), acceptance
+
+    def _check_moving(self, acceptance: float, leg: Leg) -> None:
+        self.stuck = self.stuck + 1 if acceptance < 1e-3 else 0
+        if self.stuck >= _STUCK:
+            raise DivergenceError(
+                f"on {_STUCK} rungs in a row no proposal was accepted, down to a step size of "
+                f"{self.step_size:.3g} (stage {leg.stage!r}, beta={leg.beta:.4g}): the cost is not "
+                "smooth there, or its gradient is wrong. Start nearer to θ*, or try float64."
+            )
+
+
+def effective(log_weights: Tensor) -> float:
+    r"""Return the effective number of weighted points, :math:`(\sum w)^2 / \sum w^2`.
+
+    Example:
+        >>> import torch
+        >>> round(effective(torch.tensor([0.0, 0.0, -torch.inf])), 12)
+        2.0
+    """
+    w = log_weights.to(torch.float64)
+    if not bool((w > -math.inf).any()):
+        return 0.0
+    return float((2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp())
+
+
+def normalised(log_weights: Tensor) -> Tensor:
+    """Return weights with sum one; zeros if all are."""
+    return log_weights.softmax(0).nan_to_num(0.0)
+
+
+def systematic(weights: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    r"""Draw indices by weight, each appearing ``number · w`` times, rounded up or down.
+
+    Args:
+        weights: ``[N]``, with sum one.
+        number: How many to draw.
+        generator: Where the one random number comes from.
+
+    Returns:
+        Indices ``[number]``, in ascending order.
+
+    Source:
+        Kitagawa 1996; Douc, Cappé & Moulines 2005, Comparison of resampling schemes.
+
+    Example:
+        >>> import torch
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> systematic(torch.tensor([0.5, 0.0, 0.5]), 4, generator)
+        tensor([0, 0, 2, 2])
+    """
+    offset = torch.rand((), generator=generator, dtype=torch.float64, device=generator.device)
+    places = (torch.arange(number, dtype=torch.float64) + offset.cpu()) / number
+    edges = weights.to("cpu", torch.float64).cumsum(0)
+    index = torch.searchsorted(edges / edges[-1], places, right=True)
+    # Rounding may leave the last edge below the last place; no index may have weight zero.
+    last = int((weights > 0).nonzero()[-1])
+    return index.clamp(max=last).to(weights.device)
+
+
+def _moments(cost: Tensor, weights: Tensor) -> tuple[float, float]:
+    """Return mean and standard deviation of the cost, of points that have weight."""
+    inside = (weights.to(cost.device) > 0) & cost.isfinite()
+    c, w = cost[inside], weights.to(cost)[inside]
+    if not len(c):
+        return math.nan, math.nan
+    w = w / w.sum()
+    mean = float((w * c).sum())
+    return mean, math.sqrt(float((w * (c - mean).square()).sum()))
