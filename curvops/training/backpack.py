@@ -13,8 +13,8 @@ gradient is that of the loss times a number, and undone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,6 +124,7 @@ class Collector:
             if held:
                 self._places[module] = held
         self._extension = _Guarded(self)
+        self._hooks: list[Any] = []
         self._directions: Sequence[Blocks] = ()
         self._reset()
 
@@ -135,14 +136,14 @@ class Collector:
         self._size = 0
         self._calls = dict.fromkeys(self._places, 0)
         self._seen = dict.fromkeys(self._places, 0)
+        self._mine = {m for m in self._places if not getattr(m, "_backpack_extend", False)}
 
     def clear(self) -> None:
         """Let go of what was collected."""
         self._reset()
 
-    @contextmanager
-    def active(self, size: int, directions: Sequence[Blocks] = ()) -> Iterator[None]:
-        """Collect in the forward and backward passes of the ``with`` block.
+    def begin(self, size: int, directions: Sequence[Blocks] = ()) -> None:
+        """Collect in the passes from here to :meth:`end`.
 
         Args:
             size: Number of data B.
@@ -150,15 +151,19 @@ class Collector:
         """
         self._reset()
         self._size, self._directions = size, directions
-        with ExitStack() as stack:
-            for module in self._places:
-                stack.enter_context(self._extended(module))
-            stack.callback(self._model.register_forward_hook(self._see_prediction).remove)
-            stack.enter_context(backpack(self._extension, extension_hook=self._take))
-            try:
-                yield
-            finally:
-                self._directions = ()
+        self._hooks = [m.register_forward_hook(self._see_output) for m in self._places]
+        self._hooks.append(self._model.register_forward_hook(self._see_prediction))
+        self._context = backpack(self._extension, extension_hook=self._take)
+        self._context.__enter__()
+
+    def end(self) -> None:
+        """Stop collecting, and leave the model as it was."""
+        self._context.__exit__(None, None, None)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._directions = [], ()
+        for module in self._mine:
+            memory_cleanup(module)
         missing = [m for m, times in self._seen.items() if times == 0]
         if self.trouble is None and self.slope is None:
             self.trouble = "no backward pass went through the model's output"
@@ -195,32 +200,22 @@ class Collector:
 
     # ------------------------------------------------------------------ hooks
 
-    @contextmanager
-    def _extended(self, module: nn.Module) -> Iterator[None]:
-        """Extend a layer as ``backpack.extend`` does, and undo it.
+    def _see_output(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Do what ``backpack.extend`` lets a layer do in the forward pass (a forward hook).
 
         The backward hook sits on the output tensor: torch's hooks on modules do not allow that an
         activation works in place, and warn about inputs without gradient in the user's backward.
         """
-        hooks = [module.register_forward_hook(self._see_output)]
-        mine = not getattr(module, "_backpack_extend", False)  # else the user's hooks do the same
-        if mine:
-            hooks.append(module.register_forward_hook(hook_store_io))
-            hooks.append(module.register_forward_hook(_run_extensions_in_backward))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            if mine:
-                memory_cleanup(module)
-
-    def _see_output(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if not torch.is_grad_enabled():
             return
         self._calls[module] += 1
         if self._calls[module] > 1:
             self.trouble = f"a layer ({type(module).__name__}) is called more than once"
+        if module in self._mine:  # the others were extended by the user
+            hook_store_io(module, inputs, output)
+            first = output[0] if isinstance(output, tuple) else output
+            if isinstance(first, Tensor) and first.requires_grad:
+                first.register_hook(partial(_run_extensions, module))
 
     def _see_prediction(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if not torch.is_grad_enabled():
@@ -320,16 +315,9 @@ class _Factors(FirstOrderModuleExtension):  # type: ignore[misc]  # likewise
         self._collector.factors(module, g_out[0])
 
 
-def _run_extensions_in_backward(module: nn.Module, inputs: Any, output: Any) -> None:
-    """Let BackPACK run when the gradient of a layer's output is there (a forward hook)."""
-    first = output[0] if isinstance(output, tuple) else output
-    if not (torch.is_grad_enabled() and isinstance(first, Tensor) and first.requires_grad):
-        return
-
-    def run(gradient: Tensor) -> None:
-        hook_run_extensions(module, (None,), (gradient,))
-
-    first.register_hook(run)
+def _run_extensions(module: nn.Module, gradient: Tensor) -> None:
+    """Let BackPACK run on a layer whose output gradient is there (a hook on the output)."""
+    hook_run_extensions(module, (None,), (gradient,))
 
 
 def _ratio(slope: Tensor, own: Tensor) -> float | str:

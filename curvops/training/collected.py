@@ -39,19 +39,18 @@ class FromLayers(Individual):
 
     def measure(self, request: Request) -> Statistics:
         """Return what is asked, un-normalised."""
-        factor, layers = self._factor, self._layers
-        rows = request.moments
-        return Statistics(
-            projections=tuple(self.project(d) for d in request.directions),
-            squared_norms=self._sum(lambda x: x.squared_norms()) * factor**2
-            if request.noise
-            else None,
-            inner=self._sum(lambda x: x.inner_with_sum()) * factor**2 if request.noise else None,
-            sums=[] if rows is None else self._in_order([x.sums(rows) for x in layers], factor),
-            squares=[]
-            if rows is None
-            else self._in_order([x.squares(rows) for x in layers], factor**2),
-        )
+        factor, rows = self._factor, request.moments
+        norms = inner = None
+        if request.noise:
+            found = [layer.noise() for layer in self._layers]
+            norms, inner = (_sum(parts).mul_(factor**2) for parts in zip(*found, strict=True))
+        sums: list[Tensor] = []
+        squares: list[Tensor] = []
+        if rows is not None:
+            sums = self._in_order([layer.sums(rows) for layer in self._layers], factor)
+            squares = self._in_order([layer.squares(rows) for layer in self._layers], factor**2)
+        projections = tuple(self.project(d) for d in request.directions)
+        return Statistics(projections, norms, inner, sums, squares)
 
     def project(self, direction: Blocks) -> Tensor:
         """Return ⟨g_n, d⟩ of every datum ``[B]``, un-normalised."""
@@ -59,7 +58,7 @@ class FromLayers(Individual):
             # Somebody wrote to the inputs, such as a loader that fills the same tensor again.
             raise Overwritten
         try:
-            return self._sum(lambda x: x.project(direction)) * self._factor
+            return _sum([layer.project(direction) for layer in self._layers]).mul_(self._factor)
         except NotKept:
             return self._again(None).project(direction)
 
@@ -72,9 +71,10 @@ class FromLayers(Individual):
         everything = [None] * self._num_params
         return self._in_order([layer.sums(everything) for layer in self._layers], self._factor)
 
-    def _sum(self, measure: Callable[[Layer], Tensor]) -> Tensor:
-        return torch.stack([measure(layer) for layer in self._layers]).sum(0).double()
-
     def _in_order(self, found: Sequence[Mapping[int, Tensor]], factor: float) -> list[Tensor]:
         merged = {place: t for part in found for place, t in part.items()}
         return [merged[i] * factor for i in range(self._num_params)]
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack(tuple(parts)).sum(0, dtype=torch.float64)

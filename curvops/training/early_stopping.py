@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from curvops.training.gradient_noise import signal_to_noise
+from curvops.training.gradient_noise import SignalToNoise
 from curvops.training.individual import Batch, Request, Statistics
 from curvops.training.quantity import Every, Measured, Quantity, Setting
+from curvops.training.run import plain_fields
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class EarlyStoppingResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain Python."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return plain_fields(self)
 
 
 class EarlyStopping(Quantity):
@@ -72,16 +71,18 @@ class EarlyStopping(Quantity):
 
     def __init__(self, every: Every = 10) -> None:
         super().__init__(every)
-        self._shapes: Sequence[torch.Size] = ()
-        self._eps = 0.0
+        self._ratio: SignalToNoise | None = None
 
     def bind(self, setting: Setting) -> None:
         """Learn about the parameters."""
-        self._shapes, self._eps = setting.shapes, setting.eps
+        everything = [None] * len(setting.shapes)
+        self._ratio = SignalToNoise(setting.shapes, everything, setting.eps)
 
     def request(self, step: int) -> Request:
         """Ask for the second moments of all parameters."""
-        return Request(moments=[None] * len(self._shapes)) if self.due(step) else Request()
+        if not self.due(step) or self._ratio is None:
+            return Request()
+        return Request(moments=self._ratio.rows)
 
     def at_batch(self, step: int, batch: Batch, found: Statistics) -> Iterable[Measured]:
         """Evaluate."""
@@ -89,10 +90,8 @@ class EarlyStopping(Quantity):
             return
         begin = time.perf_counter()
         ratio = None
-        if batch.size > 1:
-            ratio, _ = signal_to_noise(
-                found.sums, found.squares, batch.size, self._shapes, self._eps
-            )
+        if batch.size > 1 and self._ratio is not None:
+            ratio, _ = self._ratio(found.sums, found.squares, batch.size)
         evidence = None if ratio is None else 1.0 - batch.size * ratio
         yield Measured(
             step,

@@ -15,15 +15,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from curvops.errors import InputError
 from curvops.training.individual import Batch, Request, Rows, Statistics, sampled_rows
 from curvops.training.quantity import Every, Measured, Quantity, Setting
+from curvops.training.run import plain_fields
 
 COORDINATES = 1 << 15
 """Parameters whose signal-to-noise ratio is averaged, by default."""
@@ -81,7 +84,7 @@ class GradientNoiseResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain Python."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return plain_fields(self)
 
 
 class GradientNoise(Quantity):
@@ -122,18 +125,18 @@ class GradientNoise(Quantity):
                 f"coordinates must be a positive integer or None, got {coordinates!r}."
             )
         self._coordinates = coordinates
-        self._rows: Rows = ()
-        self._shapes: Sequence[torch.Size] = ()
-        self._eps = 0.0
+        self._ratio: SignalToNoise | None = None
 
     def bind(self, setting: Setting) -> None:
         """Choose the parameters to look at."""
-        self._shapes, self._eps = setting.shapes, setting.eps
-        self._rows = sampled_rows(setting.shapes, self._coordinates, setting.seed)
+        rows = sampled_rows(setting.shapes, self._coordinates, setting.seed)
+        self._ratio = SignalToNoise(setting.shapes, rows, setting.eps)
 
     def request(self, step: int) -> Request:
         """Ask for norms, products with the mean, and second moments."""
-        return Request(noise=True, moments=self._rows) if self.due(step) else Request()
+        if not self.due(step) or self._ratio is None:
+            return Request()
+        return Request(noise=True, moments=self._ratio.rows)
 
     def at_batch(self, step: int, batch: Batch, found: Statistics) -> Iterable[Measured]:
         """Evaluate."""
@@ -146,11 +149,8 @@ class GradientNoise(Quantity):
         ratio = stderr = None
         notes = batch.notes
         if batch.size > 1:
-            at = [_pick(s, r, shape) for s, r, shape in zip(found.sums, self._rows, self._shapes)]
-            of = [
-                _pick(s, r, shape) for s, r, shape in zip(found.squares, self._rows, self._shapes)
-            ]
-            ratio, stderr = signal_to_noise(at, of, batch.size, self._shapes, self._eps)
+            assert self._ratio is not None
+            ratio, stderr = self._ratio(found.sums, found.squares, batch.size)
         yield Measured(
             step,
             GradientNoiseResult(
@@ -176,90 +176,105 @@ def noise_of(squared_norms: Tensor, inner: Tensor) -> dict[str, Any]:
         >>> found["squared_norm"], found["trace"], found["norm_test"] ** 2
         (4.0, 4.0, 0.5000000000000001)
     """
-    size = len(squared_norms)
-    square = max(float(inner.mean()), 0.0)  # ⟨g, g⟩
-    names = (
-        "trace", "trace_stderr", "noise_scale", "noise_scale_stderr", "signal",
-        "norm_test", "inner_product_test", "orthogonality_test",
-    )  # fmt: skip
+    # numpy's calls cost a tenth of torch's, and these are short vectors.
+    norms, along = squared_norms.numpy(force=True), inner.numpy(force=True)
+    size = len(norms)
+    square = max(float(along.mean()), 0.0)  # ⟨g, g⟩
     found: dict[str, Any] = {"batch_size": size, "squared_norm": square, "status": "ok"}
-    found |= dict.fromkeys(names)
+    found |= dict.fromkeys(_NUMBERS)
     if size < 2:
         return {**found, "status": "undetermined"}
-    total = float(squared_norms.sum())
+    total = float(norms.sum())
     trace = max((total - size * square) / (size - 1), 0.0)
     found |= {"trace": trace, "signal": square - trace / size}
     # The same with each datum left out, from the same numbers.
     rest = size - 1
-    squares = (size**2 * square - 2 * size * inner + squared_norms) / rest**2
-    squares = squares.clamp(min=0.0)
+    squares = np.maximum((size**2 * square - 2 * size * along + norms) / rest**2, 0.0)
+    traces = squares
     if size > 2:
-        traces = ((total - squared_norms - rest * squares) / (rest - 1)).clamp(min=0.0)
+        traces = np.maximum((total - norms - rest * squares) / (rest - 1), 0.0)
         found["trace_stderr"] = _jackknife(traces)
     if square == 0.0:
         return {**found, "status": "zero_gradient"}
-    along = float(inner.var()) / (size * square**2)
+    spread = float(along.var(ddof=1)) / (size * square**2)
     whole = trace / (size * square)
     found |= {
         "noise_scale": trace / square,
         "norm_test": math.sqrt(whole),
-        "inner_product_test": math.sqrt(along),
-        "orthogonality_test": math.sqrt(max(whole - along, 0.0)),
+        "inner_product_test": math.sqrt(spread),
+        "orthogonality_test": math.sqrt(max(whole - spread, 0.0)),
     }
     if size > 2 and bool((squares > 0).all()):
         found["noise_scale_stderr"] = _jackknife(traces / squares)
     return found
 
 
-def _jackknife(replicates: Tensor) -> float:
-    size = len(replicates)
-    return math.sqrt((size - 1) / size * float((replicates - replicates.mean()).square().sum()))
+_NUMBERS = (
+    "trace", "trace_stderr", "noise_scale", "noise_scale_stderr", "signal",
+    "norm_test", "inner_product_test", "orthogonality_test",
+)  # fmt: skip
 
 
-def signal_to_noise(
-    sums: Sequence[Tensor],
-    squares: Sequence[Tensor],
-    size: int,
-    shapes: Sequence[torch.Size],
-    eps: float,
-) -> tuple[float | None, float]:
-    r"""Return the mean of g_j²/Σ_jj over parameters, and the error of looking at some rows only.
+def _jackknife(replicates: NDArray[np.float64]) -> float:
+    return math.sqrt((len(replicates) - 1) * float(replicates.var()))
+
+
+class SignalToNoise:
+    r"""The mean of g_j²/Σ_jj over parameters that have noise, from some of their rows.
+
+    A parameter whose variance is no more than rounding has no noise and is left out, such as one
+    that no datum reaches. Rows are a cluster sample of each tensor: their sums are raised to all
+    rows, and what they scatter is the error.
 
     Args:
-        sums: Σ g_n of each parameter, at some rows.
-        squares: Σ g_n², likewise.
-        size: B.
-        shapes: The whole parameters' shapes, which weight them.
-        eps: Relative rounding: a parameter whose variance is no more than that has no noise and
-            is left out, such as one that no datum reaches.
-
-    Returns:
-        The mean, ``None`` if no parameter has noise, and its standard error over rows.
+        shapes: The parameters' shapes.
+        rows: Those that are looked at, ``None`` for all of a parameter.
+        eps: Relative rounding of second moments.
     """
-    total = weight_sum = variance = 0.0
-    for s, q, shape in zip(sums, squares, shapes, strict=True):
-        mean_square = s.square() / size**2
+
+    def __init__(self, shapes: Sequence[torch.Size], rows: Rows, eps: float) -> None:
+        self.rows, self._shapes, self._eps = rows, shapes, eps
+        self._whole = [max(shape[0] if len(shape) else 1, 1) for shape in shapes]
+        self._seen = [n if r is None else len(r) for n, r in zip(self._whole, rows, strict=True)]
+        width = [max(shape.numel() // n, 1) for shape, n in zip(shapes, self._whole, strict=True)]
+        lengths = np.repeat(width, self._seen)
+        self._starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(lengths) else lengths
+
+    def __call__(
+        self, sums: Sequence[Tensor], squares: Sequence[Tensor], size: int
+    ) -> tuple[float | None, float]:
+        """Return the mean, ``None`` if no parameter has noise, and its standard error over rows.
+
+        Args:
+            sums: Σ g_n of each parameter, at the rows or at all.
+            squares: Σ g_n², likewise.
+            size: B.
+        """
+        s, q = self._flat(sums), self._flat(squares)
+        mean_square = np.square(s / size)
         spread = (q - size * mean_square) / (size - 1)
-        noisy = spread > 16 * eps * q / size
-        ratio = torch.where(noisy, mean_square / torch.where(noisy, spread, 1.0), 0.0)
-        rows = max(shape[0] if len(shape) else 1, 1)
-        seen = max(s.shape[0] if s.ndim else 1, 1)
-        # Rows are a cluster sample: their sums and counts, raised to all rows.
-        by_row = ratio.reshape(seen, -1).sum(1).double()
-        counts = noisy.reshape(seen, -1).sum(1).double()
-        total += float(by_row.sum()) * rows / seen
-        weight_sum += float(counts.sum()) * rows / seen
-        if 1 < seen < rows and float(counts.sum()) > 0:
-            local = float(by_row.sum() / counts.sum())
-            spread_of_rows = float((by_row - local * counts).var())
-            variance += rows**2 * (1.0 - seen / rows) * spread_of_rows / seen
-    if weight_sum == 0.0:
-        return None, 0.0
-    return total / weight_sum, math.sqrt(variance) / weight_sum
+        noisy = spread > 16 * self._eps / size * q
+        ratio = np.divide(mean_square, spread, out=np.zeros_like(spread), where=noisy)
+        by_row = np.add.reduceat(ratio, self._starts, dtype=np.float64)
+        counts = np.add.reduceat(noisy, self._starts, dtype=np.float64)
+        total = weight = variance = 0.0
+        first = 0
+        for whole, seen in zip(self._whole, self._seen, strict=True):
+            mine, count = by_row[first : first + seen], counts[first : first + seen]
+            first += seen
+            sum_, counted = float(mine.sum()), float(count.sum())
+            total += sum_ * whole / seen
+            weight += counted * whole / seen
+            if 1 < seen < whole and counted > 0:
+                scatter = float((mine - sum_ / counted * count).var(ddof=1))
+                variance += whole**2 * (1.0 - seen / whole) * scatter / seen
+        if weight == 0.0:
+            return None, 0.0
+        return total / weight, math.sqrt(variance) / weight
 
-
-def _pick(block: Tensor, rows: Tensor | None, shape: torch.Size) -> Tensor:
-    """Return the chosen rows of what may hold all rows."""
-    if rows is None or block.shape[:1] != shape[:1]:
-        return block
-    return block[rows.to(block.device)]
+    def _flat(self, blocks: Sequence[Tensor]) -> NDArray[Any]:
+        chosen = [
+            b if r is None or b.shape[:1] != shape[:1] else b[r.to(b.device)]
+            for b, r, shape in zip(blocks, self.rows, self._shapes, strict=True)
+        ]
+        return torch.cat([b.reshape(-1) for b in chosen]).numpy(force=True)

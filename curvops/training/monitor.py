@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from curvops.autodiff import Forward, unwrap
 from curvops.errors import InputError
 from curvops.losses import Normalizer, as_loss
+from curvops.nesting import leading_size
 from curvops.training.curvature import PROBE_SIZE, Curvature, Point, Probe
 from curvops.training.individual import Batch, Request, Statistics
 from curvops.training.quantity import Quantity, Setting
@@ -39,6 +40,25 @@ class Step:
 
     number: int
     loss: float | None = None
+
+
+class _Block:
+    """The ``with`` block around the passes of one mini-batch."""
+
+    def __init__(self, monitor: Monitor, X: Any, y: Any) -> None:
+        self._monitor, self._X, self._y = monitor, X, y
+
+    def __enter__(self) -> Step:
+        self._step = self._monitor._enter(self._X, self._y)
+        return self._step
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._monitor._leave(self._step, self._X, self._y, failed=kind is not None)
 
 
 class Monitor:
@@ -148,7 +168,7 @@ class Monitor:
         self._looks_at_probe = data is None and any(q.looks_at_risk for q in self.quantities)
         self._updates = Updates(params, optimizer, self._finish)
         self._number = 0
-        self._in_block = self._closed = self._finished = False
+        self._in_block = self._closed = self._finished = self._needs_individual = False
         self._blocks: list[Seen] = []
         self._owed: set[Quantity] = set()
         self._spent = 0.0
@@ -169,16 +189,16 @@ class Monitor:
 
     # ------------------------------------------------------------------ in the loop
 
-    @contextmanager
-    def step(self, X: Any, y: Any) -> Iterator[Step]:
+    def step(self, X: Any, y: Any) -> _Block:
         """Watch the forward and the backward pass of a mini-batch, made in the ``with`` block.
 
         Args:
             X: The inputs, as the model is called with.
             y: The targets.
 
-        Yields:
-            The step; several blocks without an update between them belong to one.
+        Returns:
+            A context manager that gives the :class:`Step`; several blocks without an update
+            between them belong to one.
 
         Raises:
             InputError: At the first block, if data of a batch influence one another or the loss
@@ -188,21 +208,7 @@ class Monitor:
             raise InputError("the monitor is closed.")
         if self._in_block:
             raise InputError("a block of this monitor is open already; blocks cannot be nested.")
-        with self._timed():
-            start = self._enter(X, y)
-        step = Step(self._number)
-        self._in_block = True
-        try:
-            with self._source.watching(X, y, start, self._directions()) as seen:
-                yield step
-        finally:
-            self._in_block = False
-        with self._timed():
-            self._blocks.append(seen)
-            if seen.totals is not None:
-                step.loss = float(seen.totals.sum()) / seen.normalizer if seen.normalizer else None
-            if len(self._blocks) == 1:
-                self._at_point()
+        return _Block(self, X, y)
 
     def backward(self, X: Any, y: Any, *, scale: float = 1.0) -> Tensor:
         """Make the forward and the backward pass of a mini-batch, and return its loss.
@@ -290,8 +296,9 @@ class Monitor:
 
     # ------------------------------------------------------------------ inside
 
-    def _enter(self, X: Any, y: Any) -> Callable[[], Sequence[Tensor]] | None:
-        """Begin a block; return where it starts if individual gradients are needed."""
+    def _enter(self, X: Any, y: Any) -> Step:
+        """Begin a block."""
+        begin = time.perf_counter()
         if self._blocks and self._has_moved():
             self._complete()
         needs_individual = any(q.wants_individual(self._number) for q in self.quantities)
@@ -303,7 +310,26 @@ class Monitor:
             self._finished = False
             if self._looks_at_probe:
                 self._probe.see(X, y)
-        return self._start if needs_individual else None
+        self._needs_individual = needs_individual
+        self._source.begin(leading_size(X), needs_individual, self._directions())
+        self._in_block = True
+        self._spent += time.perf_counter() - begin
+        return Step(self._number)
+
+    def _leave(self, step: Step, X: Any, y: Any, failed: bool) -> None:
+        """End a block."""
+        begin = time.perf_counter()
+        self._in_block = False
+        self._source.end()
+        if failed:
+            return
+        seen = self._source.seen(X, y, self._start if self._needs_individual else None)
+        self._blocks.append(seen)
+        if seen.totals is not None and seen.normalizer:
+            step.loss = float(seen.totals.sum()) / seen.normalizer
+        if len(self._blocks) == 1:
+            self._at_point()
+        self._spent += time.perf_counter() - begin
 
     def _start(self) -> Sequence[Tensor]:
         assert self._updates.start is not None
@@ -373,7 +399,10 @@ class Monitor:
     def _batch(self) -> Batch | None:
         """Return the data of the step one by one, if they were asked for."""
         parts = tuple(s.individual for s in self._blocks if s.individual is not None)
-        return Batch(parts, self.notes) if len(parts) == len(self._blocks) else None
+        if len(parts) < len(self._blocks):
+            return None
+        notes = [f"individual gradients by vmap: {s.note}" for s in self._blocks if s.note]
+        return Batch(parts, (*self.notes, *dict.fromkeys(notes)))
 
     def _record_step(self) -> None:
         """Record the loss, the step size and the number of data."""

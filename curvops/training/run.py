@@ -126,6 +126,11 @@ class Run:
         return pandas.DataFrame(self.table()).set_index("step")
 
 
+def plain_fields(result: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass of numbers, strings and tuples of them as plain Python."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(result).items()}
+
+
 def column(quantity: str, name: str) -> str:
     """Return the name of a column.
 
@@ -138,7 +143,9 @@ def column(quantity: str, name: str) -> str:
 
 def plain(value: Any) -> Any:
     """Return numbers, strings and lists as JSON has them: what is not finite is ``None``."""
-    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}

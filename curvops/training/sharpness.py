@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from curvops.operators.diagonal import DiagonalLinearOperator
 from curvops.operators.linear import LinearOperator
 from curvops.training.curvature import Point
 from curvops.training.quantity import Every, Measured, Quantity
+from curvops.training.run import plain_fields
 from curvops.training.stability import Stability, stability
 
 TOLERANCE = 1e-3
@@ -65,8 +66,7 @@ class SharpnessResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain Python, with sharpness and ratio."""
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return {"sharpness": self.sharpness, "ratio": self.ratio, **plain}
+        return {"sharpness": self.sharpness, "ratio": self.ratio, **plain_fields(self)}
 
 
 class Sharpness(Quantity):

@@ -9,8 +9,7 @@ input, or whose parameters are used outside of their layers, is found there.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -49,13 +48,15 @@ class Seen:
         normalizer: Z_b.
         size: B.
         individual: The data one by one, where they were asked for.
+        note: Why they do not come from BackPACK, where that is so for this mini-batch alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         self.prediction: Tensor | None = None
         self.totals: Tensor | None = None
         self.normalizer = 1.0
-        self.size = 0
+        self.size = size
+        self.note = ""
         self.individual: Individual | None = None
         self._calls = 0
 
@@ -103,6 +104,7 @@ class Source:
         self._rng = PrivateRNG(seed)
         self._forward, self._called = forward, model
         self._checked = False
+        self._seen, self._handle, self._collects = Seen(0), None, False
         self.note = ""
         self._collector: Collector | None = None
         if way == "functional":
@@ -180,14 +182,17 @@ class Source:
             warnings.simplefilter("ignore")
             expected = FromData(self._model, self._loss, params, X, y, size, PrivateRNG(0))
             try:
-                with (
-                    torch.inference_mode(False),
-                    torch.enable_grad(),
-                    self._model.at(active) as predict,
-                    collector.active(size),
-                ):
-                    total = self._loss.total(predict(X), y)
-                    torch.autograd.grad(total, list(active.values()), allow_unused=True)
+                collector.begin(size)
+                try:
+                    with (
+                        torch.inference_mode(False),
+                        torch.enable_grad(),
+                        self._model.at(active) as predict,
+                    ):
+                        total = self._loss.total(predict(X), y)
+                        torch.autograd.grad(total, list(active.values()), allow_unused=True)
+                finally:
+                    collector.end()
                 found = collector.collected(
                     self._loss, y, expected.totals, expected.normalizer, lambda _: expected
                 )
@@ -198,42 +203,45 @@ class Source:
                 return found
             return _difference(found, expected)
 
-    @contextmanager
-    def watching(
-        self,
-        X: Any,
-        y: Any,
-        start: Callable[[], Blocks] | None,
-        directions: Sequence[Blocks] = (),
-    ) -> Iterator[Seen]:
-        """Watch the user's passes on a mini-batch; what was seen is complete after the block.
+    def begin(self, size: int, individual: bool = True, directions: Sequence[Blocks] = ()) -> None:
+        """Watch the user's passes on a mini-batch from here to :meth:`end`.
+
+        Args:
+            size: Number of data B.
+            individual: Whether individual gradients will be asked for.
+            directions: d, whose products with individual gradients will be asked for.
+        """
+        self._seen, self._handle = Seen(size), None
+        self._collects = individual and self._collector is not None
+        if self._collects and self._collector is not None:
+            self._collector.begin(size, directions)
+        elif self._forward is None:
+            self._handle = self._inner.register_forward_hook(self._seen.see_prediction)
+
+    def end(self) -> None:
+        """Stop watching, and leave the model as it was."""
+        if self._collects and self._collector is not None:
+            self._collector.end()
+            self._seen.prediction = self._collector.prediction
+        elif self._handle is not None:
+            self._handle.remove()
+
+    def seen(self, X: Any, y: Any, start: Callable[[], Blocks] | None) -> Seen:
+        """Return what was seen of a mini-batch.
 
         Args:
             X: The inputs.
             y: The targets.
-            start: Returns copies of the parameters at which the passes are made; ``None`` where
-                individual gradients will not be asked for.
-            directions: d, whose products with individual gradients will be asked for.
+            start: Returns copies of the parameters at which the passes were made; ``None`` where
+                individual gradients are not asked for.
         """
-        size, seen = leading_size(X), Seen()
-        if start is None or self._collector is None:
-            handle = self._inner.register_forward_hook(seen.see_prediction)
-            try:
-                yield seen
-            finally:
-                handle.remove()
-            prediction = seen.prediction
-        else:
-            with self._collector.active(size, directions):
-                yield seen
-            prediction = self._collector.prediction
-        if self._forward is None and isinstance(prediction, Tensor):
-            seen.size, seen.normalizer = size, self._normalizer(prediction, y, size)
+        seen, size = self._seen, self._seen.size
+        prediction = seen.prediction if self._forward is None else None
+        if prediction is not None:
+            seen.normalizer = self._normalizer(prediction, y, size)
             seen.totals = losses_of_data(self._loss, prediction, y)
-        else:
-            prediction = None
         if start is None:
-            return
+            return seen
 
         def again(params: Mapping[str, Tensor] | None) -> Individual:
             if params is not None:
@@ -241,7 +249,10 @@ class Source:
             at = dict(zip(self._params, start(), strict=True))
             return FromData(self._model, self._loss, at, X, y, size, self._rng, prediction)
 
-        seen.individual = again(None) if self._collector is None else self._taken(seen, y, again)
+        seen.individual = self._taken(seen, y, again) if self._collects else again(None)
+        if seen.totals is None:
+            seen.totals, seen.normalizer = seen.individual.totals, seen.individual.normalizer
+        return seen
 
     def _taken(
         self, seen: Seen, y: Any, again: Callable[[Mapping[str, Tensor] | None], Individual]
@@ -255,7 +266,7 @@ class Source:
         collector.clear()
         if not isinstance(made, str):
             return made
-        self.note = made
+        seen.note = made
         if self._way == "backpack":
             raise InputError(f'individual="backpack" gave nothing: {made}. Use individual="auto".')
         return again(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from curvops.training.curvature import Point
 from curvops.training.quantity import Every, Measured, Quantity, Setting
+from curvops.training.run import plain_fields
 from curvops.training.sharpness import TOLERANCE, checked_k
 
 
@@ -50,7 +51,7 @@ class SubspaceOverlapResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain Python."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return plain_fields(self)
 
 
 class SubspaceOverlap(Quantity):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from curvops.training.curvature import Point
 from curvops.training.quantity import Every, Measured, Quantity
+from curvops.training.run import plain_fields
 from curvops.training.sharpness import finite
 
 
@@ -43,7 +44,7 @@ class TICResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain Python."""
-        return asdict(self)
+        return plain_fields(self)
 
 
 class TIC(Quantity):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from curvops.operators.ggn import GGNLinearOperator
 from curvops.operators.linear import LinearOperator
 from curvops.training.curvature import Point
 from curvops.training.quantity import Every, Measured, Quantity
+from curvops.training.run import plain_fields
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class HessianTraceResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain Python."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return plain_fields(self)
 
 
 class HessianTrace(Quantity):

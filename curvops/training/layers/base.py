@@ -28,12 +28,8 @@ class Layer(ABC):
         """Return ⟨g_n, d⟩ over this layer's parameters, ``[B]``; d has all of the model's."""
 
     @abstractmethod
-    def squared_norms(self) -> Tensor:
-        """Return ‖g_n‖² over this layer's parameters, ``[B]``."""
-
-    @abstractmethod
-    def inner_with_sum(self) -> Tensor:
-        """Return ⟨g_n, Σ_m g_m⟩ over this layer's parameters, ``[B]``."""
+    def noise(self) -> tuple[Tensor, Tensor]:
+        """Return ‖g_n‖² and ⟨g_n, Σ_m g_m⟩ over this layer's parameters, ``[B]`` each."""
 
     @abstractmethod
     def sums(self, rows: Rows) -> dict[int, Tensor]:

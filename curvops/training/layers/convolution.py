@@ -41,16 +41,13 @@ class ConvLayer(Layer):
         moved = _convolve(self._module, self.x, direction[self.places["weight"]])
         return total + row_dot(moved, self.delta)
 
-    def squared_norms(self) -> Tensor:
-        total = self._of_bias(lambda b, i: b.square().sum(1))
-        if "weight" not in self.places:
-            return total
-        return total + torch.cat([row_dot(G, G) for G in self._weight_gradients()])
-
-    def inner_with_sum(self) -> Tensor:
+    def noise(self) -> tuple[Tensor, Tensor]:
+        norms = self._of_bias(lambda b, i: row_dot(b, b))
+        if "weight" in self.places:
+            norms = norms + torch.cat([row_dot(G, G) for G in self._weight_gradients()])
         count = 1 + max(self.places.values())
         sums = self.sums([None] * count)
-        return self.project([sums.get(i, self.x) for i in range(count)])
+        return norms, self.project([sums.get(i, self.x) for i in range(count)])
 
     def sums(self, rows: Rows) -> dict[int, Tensor]:
         return self._over_data(rows, lambda G: G.sum(0))

@@ -38,15 +38,13 @@ class EmbeddingLayer(Layer):
         moved = direction[self.places["weight"]][self._index]
         return row_dot(moved, self._delta)
 
-    def squared_norms(self) -> Tensor:
+    def noise(self) -> tuple[Tensor, Tensor]:
         datum, _, summed = self._per_datum()
         norms = summed.new_zeros(len(self._index))
-        return norms.index_add_(0, datum, summed.square().sum(1))
-
-    def inner_with_sum(self) -> Tensor:
+        norms.index_add_(0, datum, row_dot(summed, summed))
         place = self.places["weight"]
         table = self._table(self._index.reshape(-1), self._delta.flatten(0, 1))
-        return self.project([table] * (place + 1))
+        return norms, self.project([table] * (place + 1))
 
     def sums(self, rows: Rows) -> dict[int, Tensor]:
         place = self.places["weight"]

@@ -29,11 +29,9 @@ class KeptLayer(Layer):
     def project(self, direction: Blocks) -> Tensor:
         return self._sum_over_parameters(lambda G, i: G @ direction[i].reshape(-1).to(G.dtype))
 
-    def squared_norms(self) -> Tensor:
-        return self._sum_over_parameters(lambda G, _: row_dot(G, G))
-
-    def inner_with_sum(self) -> Tensor:
-        return self._sum_over_parameters(lambda G, _: G @ G.sum(0))
+    def noise(self) -> tuple[Tensor, Tensor]:
+        norms = self._sum_over_parameters(lambda G, _: row_dot(G, G))
+        return norms, self._sum_over_parameters(lambda G, _: G @ G.sum(0))
 
     def sums(self, rows: Rows) -> dict[int, Tensor]:
         return {i: rows_of(G, rows[i]).sum(0) for i, G in self._gradients.items()}
@@ -59,7 +57,7 @@ class ReducedLayer(Layer):
     def __init__(self, gradients: Mapping[int, Tensor], directions: Sequence[Blocks]) -> None:
         kept = KeptLayer(gradients)
         self.places = kept.places
-        self._norms, self._inner = kept.squared_norms(), kept.inner_with_sum()
+        self._noise = kept.noise()
         everything: Rows = [None] * (1 + max(gradients))
         self._sums, self._squares = kept.sums(everything), kept.squares(everything)
         self._projections = [(d, kept.project(d)) for d in directions]
@@ -74,11 +72,8 @@ class ReducedLayer(Layer):
                 return projection
         raise NotKept
 
-    def squared_norms(self) -> Tensor:
-        return self._norms
-
-    def inner_with_sum(self) -> Tensor:
-        return self._inner
+    def noise(self) -> tuple[Tensor, Tensor]:
+        return self._noise
 
     def sums(self, rows: Rows) -> dict[int, Tensor]:
         return {i: rows_of(s.unsqueeze(0), rows[i])[0] for i, s in self._sums.items()}

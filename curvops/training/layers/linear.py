@@ -44,14 +44,31 @@ class LinearLayer(Layer):
         moved = F.linear(self.a, weight, bias)
         return row_dot(moved, self.delta)
 
-    def squared_norms(self) -> Tensor:
+    def noise(self) -> tuple[Tensor, Tensor]:
+        size, inputs, outputs = len(self.a), self.a.shape[-1], self.delta.shape[-1]
+        if self._flat and size * (inputs + outputs) < inputs * outputs:
+            gram = self._gram()
+            return gram.diagonal(), gram.sum(1)
+        count = 1 + max(self.places.values())
+        sums = self.sums([None] * count)
+        return self._squared_norms(), self.project([sums.get(i, self.a) for i in range(count)])
+
+    def _gram(self) -> Tensor:
+        """Return ⟨g_n, g_m⟩ of all pairs of data ``[B, B]``."""
+        gram = self.delta @ self.delta.T
+        if "weight" not in self.places:
+            return gram
+        of_inputs = self.a @ self.a.T
+        if "bias" in self.places:  # an input that is 1 for every datum
+            of_inputs.add_(1.0)
+        return gram.mul_(of_inputs)
+
+    def _squared_norms(self) -> Tensor:
         if self._flat:
-            norms = torch.zeros(())
-            if "weight" in self.places:
-                norms = row_dot(self.a, self.a)
-            if "bias" in self.places:
-                norms = norms + 1.0
-            return norms * row_dot(self.delta, self.delta)
+            norms = row_dot(self.delta, self.delta)
+            if "weight" not in self.places:
+                return norms
+            return norms * (row_dot(self.a, self.a) + (1.0 if "bias" in self.places else 0.0))
         total = self._of_bias(lambda b: b.square().sum(1))
         if "weight" not in self.places:
             return total
@@ -59,19 +76,6 @@ class LinearLayer(Layer):
             gram = (self.a @ self.a.mT) * (self.delta @ self.delta.mT)
             return total + gram.sum((1, 2))
         return total + torch.cat([row_dot(G, G) for G in self._weight_gradients()])
-
-    def inner_with_sum(self) -> Tensor:
-        size, inputs, outputs = len(self.a), self.a.shape[-1], self.delta.shape[-1]
-        if self._flat and size * (inputs + outputs) < inputs * outputs:
-            gram = torch.zeros(())
-            if "weight" in self.places:
-                gram = self.a @ self.a.T
-            if "bias" in self.places:
-                gram = gram + 1.0
-            return (gram * (self.delta @ self.delta.T)).sum(1)
-        sums = self.sums([None] * (1 + max(self.places.values())))
-        direction = [sums.get(i, self.a) for i in range(1 + max(self.places.values()))]
-        return self.project(direction)
 
     def sums(self, rows: Rows) -> dict[int, Tensor]:
         found = {}
