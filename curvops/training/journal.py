@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class Journal:
             self._file: Any = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - kept open
         except OSError as error:
             raise DataError(f"log={str(path)!r} cannot be written: {error}") from error
+        # A monitor that is never closed has nothing left to write, but a file to let go of.
+        weakref.finalize(self, self._file.close)
         if torn:  # a run that was killed may have left half a line
             self._write("")
         self._write(json.dumps({_MARK: FORMAT, **plain(header)}, ensure_ascii=False))

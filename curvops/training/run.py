@@ -149,6 +149,8 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):  # tensors and arrays, of no dimension too
+        return plain(value.tolist())
     if isinstance(value, Iterable):
         return [plain(v) for v in value]
     number = float(value)

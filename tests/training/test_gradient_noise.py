@@ -1,0 +1,185 @@
+"""Gradient noise: its definitions on individual gradients, its errors, its degenerate cases."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curvops.training import EarlyStopping, GradientNoise, Monitor
+from curvops.training.gradient_noise import SignalToNoise, noise_of
+from tests.cases import randint, randn, seeded
+
+B = 24
+
+
+def problem() -> tuple[nn.Module, Tensor, Tensor]:
+    with seeded(1):
+        model = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 3)).double()
+    with torch.no_grad():
+        model[0].bias[:4] = -100.0  # units that no datum reaches
+    return model, randn(B, 6, seed=1), randint(3, B, seed=2)
+
+
+def individual(model: nn.Module, X: Tensor, y: Tensor) -> Tensor:
+    rows = []
+    for n in range(len(y)):
+        loss = nn.functional.cross_entropy(model(X[n : n + 1]), y[n : n + 1])
+        rows.append(
+            torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(model.parameters()))])
+        )
+    return torch.stack(rows)
+
+
+def measure(model: nn.Module, X: Tensor, y: Tensor, *quantities: Any, **options: Any) -> Any:
+    monitor = Monitor(model, nn.CrossEntropyLoss(), None, quantities, **options)
+    with monitor.step(X, y):
+        nn.functional.cross_entropy(model(X), y).backward()
+    monitor.close()
+    model.zero_grad()
+    return monitor
+
+
+@pytest.mark.parametrize("way", ["backpack", "functional"])
+def test_every_number_by_its_definition(way: str) -> None:
+    model, X, y = problem()
+    monitor = measure(
+        model, X, y, GradientNoise(coordinates=None), EarlyStopping(every=1), individual=way
+    )
+    found = monitor.latest("gradient_noise").values
+    G = individual(model, X, y)
+    g = G.mean(0)
+    square, centred = float(g @ g), G - g
+    covariance = centred.T @ centred / (B - 1)
+    trace = float(covariance.trace())
+    assert found["squared_norm"] == pytest.approx(square)
+    assert found["trace"] == pytest.approx(trace)
+    assert found["noise_scale"] == pytest.approx(trace / square)
+    assert found["signal"] == pytest.approx(square - trace / B)
+    assert found["norm_test"] == pytest.approx(math.sqrt(trace / (B * square)))
+    inner = G @ g
+    assert found["inner_product_test"] == pytest.approx(math.sqrt(float(inner.var()) / B) / square)
+    rest = G - (inner / square).unsqueeze(1) * g
+    orthogonal = math.sqrt(float(rest.square().sum()) / ((B - 1) * B * square))
+    assert found["orthogonality_test"] == pytest.approx(orthogonal)
+    variance = covariance.diagonal()
+    alive = variance > 1e-20
+    ratio = (g[alive] ** 2 / variance[alive]).mean()
+    assert int(alive.sum()) == len(g) - 4 * (6 + 1 + 3)  # dead parameters do not count
+    assert found["signal_to_noise"] == pytest.approx(float(ratio))
+    assert found["signal_to_noise_stderr"] == 0.0
+    stop = monitor.latest("early_stopping").values
+    assert stop["evidence"] == pytest.approx(1 - B * float(ratio))
+    assert stop["stop"] == (stop["evidence"] > 0)
+
+
+def test_the_errors_are_those_of_leaving_each_datum_out() -> None:
+    G = randn(B, 50, seed=3) + 0.5
+    found = noise_of(G.square().sum(1), G @ G.mean(0))
+    traces, scales = [], []
+    for n in range(B):
+        rest = torch.cat([G[:n], G[n + 1 :]])
+        trace = float(rest.var(0).sum())
+        traces.append(trace)
+        scales.append(trace / float(rest.mean(0).square().sum()))
+    for name, values in (("trace_stderr", traces), ("noise_scale_stderr", scales)):
+        expected = math.sqrt((B - 1) * float(np.var(values)))
+        assert found[name] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_error_of_the_trace_holds_over_batches() -> None:
+    values, claims = [], []
+    for seed in range(300):
+        G = randn(B, 50, seed=seed) * torch.linspace(0.1, 2, 50).double() + 0.1
+        found = noise_of(G.square().sum(1), G @ G.mean(0))
+        values.append(found["trace"])
+        claims.append(found["trace_stderr"])
+    truth = float((torch.linspace(0.1, 2, 50).double() ** 2).sum())
+    assert np.mean(values) == pytest.approx(truth, rel=0.02)
+    assert np.mean(claims) == pytest.approx(np.std(values), rel=0.1)
+    within = np.abs(np.array(values) - truth) <= 1.96 * np.array(claims)
+    assert within.mean() >= 0.9
+
+
+def test_a_sample_of_parameters_has_the_error_it_claims() -> None:
+    shapes = [torch.Size([200, 20]), torch.Size([200]), torch.Size([10, 200])]
+    sums = [
+        randn(*s, seed=i) * 5 + randn(s[0], *[1] * (len(s) - 1), seed=i)
+        for i, s in enumerate(shapes)
+    ]
+    squares = [(1 + s.abs()) * 4 for s in sums]
+    whole, _ = SignalToNoise(shapes, [None] * 3, 1e-16)(sums, squares, 32)
+    assert whole is not None
+    misses, claims = [], []
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        rows = [torch.randperm(200, generator=generator)[:20].sort().values] * 2 + [None]
+        at = [s if r is None else s[r] for s, r in zip(sums, rows)]
+        of = [s if r is None else s[r] for s, r in zip(squares, rows)]
+        ratio = SignalToNoise(shapes, rows, 1e-16)
+        value, error = ratio(at, of, 32)
+        assert ratio(sums, squares, 32) == (value, error)  # picks its rows out of all
+        assert value is not None
+        misses.append(value - whole)
+        claims.append(error)
+    assert np.mean(misses) == pytest.approx(0.0, abs=3 * np.std(misses) / math.sqrt(200))
+    assert np.mean(claims) == pytest.approx(np.std(misses), rel=0.25)
+
+
+def test_default_sample_of_a_large_layer_is_near_the_whole() -> None:
+    with seeded(0):
+        model = nn.Sequential(nn.Linear(100, 400), nn.Tanh(), nn.Linear(400, 3)).double()
+    X, y = randn(B, 100, seed=1), randint(3, B, seed=2)
+    some = measure(model, X, y, GradientNoise(coordinates=4000)).latest("gradient_noise").values
+    whole = measure(model, X, y, GradientNoise(coordinates=None)).latest("gradient_noise").values
+    error = some["signal_to_noise_stderr"]
+    assert 0 < error < 0.1 * whole["signal_to_noise"]
+    assert abs(some["signal_to_noise"] - whole["signal_to_noise"]) < 4 * error
+    assert some["trace"] == whole["trace"]
+
+
+def test_identical_data_have_no_noise() -> None:
+    model, X, y = problem()
+    X, y = X[:1].expand(B, -1), y[:1].expand(B)
+    found = measure(model, X, y, GradientNoise()).latest("gradient_noise").values
+    assert found["trace"] == pytest.approx(0.0, abs=1e-12)
+    assert found["signal_to_noise"] is None
+    assert found["status"] == "ok"
+
+
+def test_a_zero_gradient_is_a_status() -> None:
+    model, X, _ = problem()
+    with torch.no_grad():
+        target = model(X)
+    monitor = Monitor(model, nn.MSELoss(), None, [GradientNoise()])
+    with monitor.step(X, target):
+        nn.functional.mse_loss(model(X), target).backward()
+    monitor.close()
+    found = monitor.latest("gradient_noise").values  # type: ignore[union-attr]
+    assert found["status"] == "zero_gradient"
+    assert found["noise_scale"] is None
+
+
+def test_two_data_have_a_trace_but_no_error() -> None:
+    G = randn(2, 5, seed=0)
+    found = noise_of(G.square().sum(1), G @ G.mean(0))
+    assert found["trace"] == pytest.approx(float(G.var(0).sum()))
+    assert found["trace_stderr"] is None
+
+
+def test_prints() -> None:
+    model, X, y = problem()
+    captured: list[Any] = []
+
+    class Spy(GradientNoise):
+        def at_batch(self, *arguments: Any) -> Any:
+            captured.extend(super().at_batch(*arguments))
+            return captured
+
+    measure(model, X, y, Spy())
+    assert "noise scale" in str(captured[0].result)
+    assert f"(B = {B})" in str(captured[0].result)
