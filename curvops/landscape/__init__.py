@@ -9,10 +9,18 @@
     The loss along straight lines through the point, beside what its quadratic model predicts.
 ``plane``, ``plane_through``, ``overlay``
     The loss on a plane through a point or three, and what lies above it.
+``Segment``, ``PolyChain``, ``Bezier``
+    Paths between two points; ``scan_path`` evaluates the loss along them, ``barrier`` its rise,
+    ``fit_path`` trains their bends, ``connect`` does all of it.
+``align``
+    The hidden units of one net renumbered like those of another.
 """
 
 from __future__ import annotations
 
+from curvops.landscape.alignment import Alignment, align
+from curvops.landscape.barrier import Barrier, barrier
+from curvops.landscape.connection import Connection, connect
 from curvops.landscape.directions import (
     Direction,
     Directions,
@@ -21,30 +29,54 @@ from curvops.landscape.directions import (
     eigenvector,
     toward,
 )
+from curvops.landscape.fit_path import PathFit, annealed, fit_path
 from curvops.landscape.line import Lines, line
 from curvops.landscape.noise import Noise
 from curvops.landscape.normalization import normalize
+from curvops.landscape.path import BentPath, Bezier, Path, PolyChain, Segment
+from curvops.landscape.path_scan import PathScan, scan_path
+from curvops.landscape.permutation import Axis, permute
 from curvops.landscape.plane import overlay, plane, plane_through
 from curvops.landscape.plane_result import Overlay, Plane
 from curvops.landscape.ray import rays
 from curvops.landscape.ray_result import Rays
+from curvops.landscape.wiring import permutation_groups
 
 __all__ = [
+    "Alignment",
+    "Axis",
+    "Barrier",
+    "BentPath",
+    "Bezier",
+    "Connection",
     "Direction",
     "Directions",
     "Lines",
     "Noise",
     "Overlay",
+    "Path",
+    "PathFit",
+    "PathScan",
     "Plane",
+    "PolyChain",
     "Rays",
+    "Segment",
+    "align",
     "along",
+    "annealed",
+    "barrier",
+    "connect",
     "directions",
     "eigenvector",
+    "fit_path",
     "line",
     "normalize",
     "overlay",
+    "permutation_groups",
+    "permute",
     "plane",
     "plane_through",
     "rays",
+    "scan_path",
     "toward",
 ]

@@ -15,6 +15,7 @@ from curvops.plotting.grit import grit
 from curvops.plotting.line import line
 from curvops.plotting.logdet import logdet
 from curvops.plotting.overlay import overlay
+from curvops.plotting.path import path
 from curvops.plotting.plane import plane
 from curvops.plotting.ray import rays
 from curvops.plotting.roughness import roughness
@@ -38,6 +39,7 @@ __all__ = [
     "logdet",
     "new_axes",
     "overlay",
+    "path",
     "plane",
     "rays",
     "roughness",
