@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from curvops.errors import InputError, ShapeError
-from curvops.landscape.scan import along_columns, evaluate
+from curvops.landscape.scan import evaluate, on_rays
 from curvops.landscape.storage import Stored
 from curvops.landscape.table import data_frame
 from curvops.operators.hessian import HessianLinearOperator
@@ -169,10 +169,8 @@ def line(
 
 def _losses(risk: EmpiricalRisk, columns: Tensor, steps: Tensor) -> Tensor:
     """Evaluate all points."""
-    num, num_lines = steps.shape
-    line_of = torch.arange(num_lines).repeat(num)
-    moved = along_columns(risk.theta, columns, line_of, steps.flatten())
-    return evaluate(risk, num * num_lines, moved).losses.reshape(num, num_lines)
+    pieces = on_rays(risk.theta, columns, list(steps.T))
+    return evaluate(risk, pieces).losses.reshape(*steps.T.shape).T
 
 
 def _per_line(values: float | Sequence[float] | Tensor, num_lines: int, what: str) -> Tensor:

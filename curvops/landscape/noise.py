@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from curvops.landscape.scan import along_columns, evaluate
+from curvops.landscape.scan import evaluate, on_rays
 from curvops.landscape.storage import Stored
 
 if TYPE_CHECKING:
@@ -113,11 +113,15 @@ def measure_noise(
     far = torch.cat([torch.zeros(1, dtype=torch.float64), distances.flatten()])
     reached = far < torch.finfo(other.dtype).max / 4
     chosen = _spread_out(places, values.isfinite() & reached, num_samples + 1)
+    # By ray, so that each direction is converted and followed once.
     rays = (chosen - 1) % losses.shape[1]
-    moved = along_columns(
-        other.theta, columns[:, rays].to(other.dtype), torch.arange(len(chosen)), far[chosen]
+    order = rays.argsort(stable=True)
+    chosen, rays = chosen[order], rays[order]
+    used, counts = rays.unique_consecutive(return_counts=True)
+    moved = on_rays(
+        other.theta, columns[:, used].to(other.dtype), far[chosen].split(counts.tolist())
     )
-    errors = evaluate(other, len(chosen), moved).losses - values[chosen]
+    errors = evaluate(other, moved).losses - values[chosen]
     errors *= unit / _UNIT[torch.float32] if is_double else -1.0
     known = errors.isfinite()
     spread, shift = _nearby(places, values, chosen[known], errors[known], unit)

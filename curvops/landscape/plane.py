@@ -9,13 +9,14 @@ r"""The loss on a plane: through a point along two directions, or through three 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import Tensor
 
+from curvops.autodiff.affine import Affine
 from curvops.errors import InputError
 from curvops.landscape.directions import Wanted, directions
 from curvops.landscape.normalization import Ignore, Normalization
@@ -265,14 +266,8 @@ def overlay(
     columns, _ = risk.space.read(points, risk.dtype, risk.device, "points")
     coordinates, distances = plane.project(columns)
     origin, axes = (t.to(columns) for t in (plane.origin, plane.axes))
-    num, where = columns.shape[1], coordinates.T.to(columns)
-
-    def both(part: slice) -> Tensor:
-        inside = torch.arange(2 * num, device=columns.device)[part]
-        below = origin.unsqueeze(1) + axes @ where[:, inside[inside >= num] - num]
-        return torch.cat([columns[:, inside[inside < num]], below], dim=1)
-
-    losses = evaluate(risk, 2 * num, both, progress=progress).losses
+    num, where = columns.shape[1], coordinates.T
+    losses = evaluate(risk, [columns, Affine(origin, axes, where)], progress=progress).losses
     return Overlay(
         label=label,
         coordinates=coordinates,
@@ -303,9 +298,7 @@ def _scan(
     """Evaluate the marks and the grid, row by row."""
     nodes = torch.stack([x.repeat(len(y)), y.repeat_interleave(len(x))], dim=1)
     points = torch.cat([torch.zeros(1, 2, dtype=torch.float64), marks, nodes])
-    values = evaluate(
-        risk, len(points), _on_plane(origin, axes, points), metrics, progress=progress
-    )
+    values = evaluate(risk, [Affine(origin, axes, points.T)], metrics, progress=progress)
     first = 1 + len(marks)
     shape = (len(y), len(x))
     return Plane(
@@ -326,11 +319,6 @@ def _scan(
         num_matvecs=num_matvecs,
         seconds=perf_counter() - start,
     )
-
-
-def _on_plane(origin: Tensor, axes: Tensor, points: Tensor) -> Callable[[slice], Tensor]:
-    placed = points.T.to(axes.device, axes.dtype)
-    return lambda part: origin.unsqueeze(1) + axes @ placed[:, part]
 
 
 def _orthogonalised(axes: Tensor) -> Tensor:

@@ -21,11 +21,11 @@ from curvops.landscape.normalization import Ignore, Normalization
 from curvops.landscape.ray_result import Rays
 from curvops.landscape.scan import (
     Metrics,
-    along_columns,
     check_metrics,
     check_start,
     evaluate,
     in_dtype,
+    on_rays,
 )
 
 if TYPE_CHECKING:
@@ -121,16 +121,17 @@ def rays(
     count = len(found)
     distances = grid(base, num, count)
     _check_range(risk, distances)
-    # The point comes first; then one row of all rays after another; then what is behind.
-    ahead = distances.flatten()
-    steps = torch.cat([torch.zeros(1).double(), ahead, *([-ahead] if two_sided else [])])
-    on_ray = torch.arange(count).repeat(num)
-    indices = torch.cat([torch.zeros(1).long(), on_ray, *([on_ray] if two_sided else [])])
-    moved = along_columns(risk.theta, found.columns, indices, steps)
-    values = evaluate(risk, len(steps), moved, named, progress=progress)
-    loss = float(values.losses[0])
-    size = num * count
-    losses = values.losses[1 : size + 1].reshape(num, count)
+    # The point itself is the first on the first ray; what lies behind follows what lies ahead.
+    steps = torch.cat([distances, -distances]) if two_sided else distances
+    zero = torch.zeros(1, dtype=torch.float64)
+    walks = [torch.cat([zero, ray]) if k == 0 else ray for k, ray in enumerate(steps.T)]
+    pieces = on_rays(risk.theta, found.columns, walks)
+    values = evaluate(risk, pieces, named, progress=progress)
+
+    def by_ray(flat: Tensor) -> Tensor:
+        return flat[1:].reshape(count, len(steps)).T.contiguous()
+
+    loss, losses = float(values.losses[0]), by_ray(values.losses)[:num]
     noise = measure_noise(risk, found.columns, distances, losses, loss, num_noise)
     return Rays(
         labels=found.labels,
@@ -142,11 +143,11 @@ def rays(
         losses=losses,
         loss=loss,
         noise=noise,
-        metrics={name: v[1 : size + 1].reshape(num, count) for name, v in values.metrics.items()},
+        metrics={name: by_ray(v)[:num] for name, v in values.metrics.items()},
         point_metrics={name: float(v[0]) for name, v in values.metrics.items()},
-        losses_behind=values.losses[size + 1 :].reshape(num, count) if two_sided else None,
+        losses_behind=by_ray(values.losses)[num:] if two_sided else None,
         dtype=risk.dtype,
-        num_losses=len(steps) + 1 + noise.num_losses,
+        num_losses=steps.numel() + 2 + noise.num_losses,
         num_gradients=found.num_gradients,
         num_matvecs=found.num_matvecs,
         seconds=perf_counter() - start,

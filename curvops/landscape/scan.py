@@ -1,25 +1,25 @@
-"""Losses and metrics at many points, a bounded number of them alive at once."""
+"""Losses and metrics at many points on rays and planes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Union, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from curvops.autodiff.affine import Affine
 from curvops.errors import InputError, NonFiniteError
 from curvops.losses.metrics import Metric
 
 if TYPE_CHECKING:
     from curvops.risk import EmpiricalRisk
 
-# How many numbers of moved parameters are held at once.
-_CHUNK_NUMEL = 1 << 25
-_CHUNK_COLUMNS = 256
+_POINTS = 256
+"""Points that are evaluated in one pass over the data."""
 
 Metrics = Union[str, Sequence[str], Mapping[str, Metric]]
 """Names such as ``"accuracy"``, or functions ``(prediction, y) -> per datum`` by name."""
@@ -94,18 +94,16 @@ def check_start(risk: EmpiricalRisk, metrics: Metrics = ()) -> None:
 
 def evaluate(
     risk: EmpiricalRisk,
-    num: int,
-    points: Callable[[slice], Tensor],
+    pieces: Sequence[Affine | Tensor],
     metrics: Metrics = (),
     *,
     progress: bool = False,
 ) -> Values:
-    """Evaluate a risk at many points.
+    """Evaluate a risk at many points, piece by piece.
 
     Args:
         risk: The risk; its own point does not matter and is left untouched.
-        num: Number of points.
-        points: From a range of them to their columns ``[P, n]``; asked for a few at a time.
+        pieces: Points on a line or a plane, which share what they can, or columns ``[P, n]``.
         metrics: What to compute beside the loss.
         progress: Show a bar over the points.
 
@@ -113,34 +111,42 @@ def evaluate(
         The values, in order.
     """
     named = check_metrics(metrics)
-    size = max(1, min(_CHUNK_COLUMNS, _CHUNK_NUMEL // max(1, risk.space.dim)))
     losses: list[Tensor] = []
     found: dict[str, list[Tensor]] = {name: [] for name in named}
+    num = sum(_size(piece) for piece in pieces)
     with tqdm(total=num, unit="point", leave=False, disable=not progress) as bar:
-        for start in range(0, num, size):
-            part = slice(start, min(start + size, num))
-            thetas = points(part)
-            losses.append(_plain(risk.losses(thetas)))
-            for name, metric in named.items():
-                found[name].append(_plain(risk.metrics(thetas, metric)))
-            bar.update(part.stop - part.start)
+        for piece in pieces:
+            for part in _cut(piece):
+                losses.append(_plain(risk.losses(part)))
+                for name, metric in named.items():
+                    found[name].append(_plain(risk.metrics(part, metric)))
+                bar.update(_size(part))
     return Values(_joined(losses), {name: _joined(parts) for name, parts in found.items()})
 
 
-def along_columns(
-    origin: Tensor, columns: Tensor, indices: Tensor, steps: Tensor
-) -> Callable[[slice], Tensor]:
-    """Return the points ``origin + s d``, one direction each.
+def on_rays(origin: Tensor, columns: Tensor, steps: Sequence[Tensor]) -> list[Affine | Tensor]:
+    """Return the points ``origin + s d``, a piece for each direction.
 
     Args:
         origin: ``[P]``.
         columns: Directions ``[P, K]``.
-        indices: Which direction, for each point ``[N]``.
-        steps: How far, for each point ``[N]``.
+        steps: How far to go along each, ``K`` tensors ``[n]``.
     """
-    chosen = indices.to(columns.device)
-    far = steps.to(columns.device, columns.dtype)
-    return lambda part: origin.unsqueeze(1) + columns[:, chosen[part]] * far[part]
+    pairs = zip(columns.T, steps, strict=True)
+    return [Affine(origin, d.unsqueeze(1), s) for d, s in pairs if len(s)]
+
+
+def _size(piece: Affine | Tensor) -> int:
+    return int((piece.coefficients if isinstance(piece, Affine) else piece).shape[-1])
+
+
+def _cut(piece: Affine | Tensor) -> Iterator[Affine | Tensor]:
+    """Cut a piece so that the bar moves and no pass holds too many losses."""
+    if isinstance(piece, Affine):
+        for part in piece.coefficients.split(_POINTS, dim=-1):
+            yield replace(piece, coefficients=part)
+    else:
+        yield from piece.split(_POINTS, dim=1)
 
 
 def _plain(values: Tensor) -> Tensor:
