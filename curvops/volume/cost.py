@@ -123,8 +123,8 @@ class Cost:
         """
         self.num_evaluations += X.shape[1]
         self.num_gradients += X.shape[1]
-        losses, gradients = self.risk.losses(X), self.risk.gradients(X)
-        assert isinstance(gradients, Tensor)
+        losses, gradients = self.risk.losses_and_gradients(X)
+        assert isinstance(gradients, Tensor)  # as X is one
         return losses.to(torch.float64) - self.anchor, gradients
 
 

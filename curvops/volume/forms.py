@@ -81,9 +81,9 @@ def spectral_form(
     kind          the form
     ============  ==========================================================================
     ``none``      the zero matrix
-    ``adam``      a diagonal, the square roots of Adam's second moments, scaled to the trace
-                  of the curvature: the moments of ``optimizer`` if given, else the mean
-                  squares of the per-datum gradients of the risk
+    ``adam``      a diagonal, Adam's second moments, scaled to the trace of the curvature: those
+                  of ``optimizer`` if given, else the mean squares of the per-datum gradients of
+                  the risk, which is the diagonal of its empirical Fisher matrix
     ``diagonal``  the diagonal: exact for ``"ggn"``, from random probes for ``"hessian"``
     ``lowrank``   the largest eigenpairs, and the mean of the rest for the rest
     ``dense``     all eigenpairs, from P products and one dense decomposition
@@ -166,18 +166,17 @@ def _adam(
     optimizer: torch.optim.Optimizer | None,
     seed: int,
 ) -> tuple[SpectralForm, int]:
-    """Return the square roots of the second moments, as large in all as the curvature."""
+    """Return the second moments, as large in all as the curvature."""
     moments = _measured_moments(cost) if optimizer is None else _moments_of(cost, optimizer)
-    roots = moments.to(torch.float64).clamp(min=0.0).sqrt()
     if cost.dim <= _PROBES:
         total = float(dense_matrix(operator).trace())
     else:
         with warnings.catch_warnings():  # a scale need not be precise
             warnings.simplefilter("ignore", UnconvergedWarning)
             total = float(trace(operator, num_matvecs=_PROBES, seed=seed))
-    size = float(roots.sum())
+    size = float(moments.sum())
     scale = total / size if total > 0 and size > 0 else 1.0
-    return _axes(scale * roots), _PROBES
+    return _axes(scale * moments), _PROBES
 
 
 def _measured_moments(cost: Cost) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,13 +21,12 @@ from torch import Tensor
 
 from curvops.errors import InputError
 from curvops.volume.forms import Curvature, Kind, spectral_form
-from curvops.volume.prior import default_std
 from curvops.volume.spectral_form import Root, SpectralForm
 
 if TYPE_CHECKING:
     from curvops.volume.cost import Cost
 
-_ROUNDINGS = 1e2
+_ROUNDINGS = 8.0
 """An eigenvalue below so many roundings of the largest is taken for zero."""
 
 
@@ -38,7 +37,8 @@ class Preconditioner:
     Attributes:
         kind: ``"none"``, ``"adam"``, ``"diagonal"``, ``"lowrank"`` or ``"dense"``.
         form: The curvature ``A`` it was made from.
-        std: ``σ``; infinite where the curvature alone decides.
+        threshold: ``ε``, that the temperature meets.
+        std: ``σ``, how far flat directions reach; infinite where the curvature alone decides.
         tau: The temperature ``τ``; infinite where the prior alone decides.
         root: ``M``.
         log_scale: What M was divided by to have determinant one, in logs: the typical standard
@@ -49,6 +49,7 @@ class Preconditioner:
 
     kind: str
     form: SpectralForm
+    threshold: float
     std: float
     tau: float
     root: Root
@@ -78,10 +79,16 @@ class Preconditioner:
         precision = (self.std if std is None else std) ** -2
         return self.form.root(lambda x: (beta * x + precision).rsqrt())
 
+    def reaching(self, std: float) -> Preconditioner:
+        """Return the same with flat directions that reach another ``σ``; costs no product."""
+        tau, root, log_scale = _scaled(self.form, self.threshold, std)
+        return replace(self, std=std, tau=tau, root=root, log_scale=log_scale)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what it is and what it took as plain Python."""
         return {
             "kind": self.kind,
+            "threshold": self.threshold,
             "std": self.std,
             "tau": self.tau,
             "log_scale": self.log_scale,
@@ -117,8 +124,7 @@ def build_preconditioner(
         progress: Show a bar.
 
     Raises:
-        InputError: If an argument is impossible, or the curvature is singular, there is no prior,
-            and θ* is zero.
+        InputError: If an argument is impossible.
 
     Source:
         A. Scherlis and N. Belrose, arXiv 2501.18812, section 3.2, for preconditioned directions;
@@ -149,23 +155,29 @@ def build_preconditioner(
         seed=seed,
         progress=progress,
     )
-    sigma = _sigma(form, cost) if std is None else std
-    tau = temperature(form, threshold, sigma)
-    if math.isinf(tau):
-        root = form.root(torch.ones_like)
-    else:
-        root = form.root(lambda x: (x / tau + sigma**-2).rsqrt())
-    log_scale = root.logabsdet() / form.dim
+    sigma = _sigma(form, cost, threshold) if std is None else std
+    tau, root, log_scale = _scaled(form, threshold, sigma)
     return Preconditioner(
         kind=kind,
         form=form,
+        threshold=threshold,
         std=sigma,
         tau=tau,
-        root=root.scaled(math.exp(-log_scale)),
-        log_scale=log_scale + (math.log(sigma) if math.isinf(tau) and sigma < math.inf else 0.0),
+        root=root,
+        log_scale=log_scale,
         num_matvecs=num_matvecs,
         seconds=time.perf_counter() - start,
     )
+
+
+def _scaled(form: SpectralForm, threshold: float, std: float) -> tuple[float, Root, float]:
+    """Return the temperature, M, and what M was divided by, in logs."""
+    tau = temperature(form, threshold, std)
+    if math.isinf(tau) and math.isinf(std):
+        return tau, form.root(torch.ones_like), 0.0
+    root = form.root(lambda x: (x / tau + std**-2).rsqrt())
+    log_scale = root.logabsdet() / form.dim
+    return tau, root.scaled(math.exp(-log_scale)), log_scale
 
 
 def temperature(form: SpectralForm, threshold: float, std: float) -> float:
@@ -210,16 +222,11 @@ def check_threshold(threshold: float) -> None:
         )
 
 
-def _sigma(form: SpectralForm, cost: Cost) -> float:
+def _sigma(form: SpectralForm, cost: Cost, threshold: float) -> float:
     """Return what bounds the flat directions where the measure has no scale of its own."""
     noise = _ROUNDINGS * torch.finfo(cost.theta.dtype).eps * form.largest()
     if form.smallest() > noise or form.largest() == 0.0:
         return math.inf
-    try:
-        return default_std(cost.theta)
-    except InputError:
-        raise InputError(
-            f"the curvature is singular (its smallest eigenvalue is {form.smallest():.3g}, its "
-            f"largest {form.largest():.3g}) and θ* is zero, so nothing says how far to look along "
-            'flat directions. Use measure="gaussian" with prior_std=, or preconditioner="none".'
-        ) from None
+    spread = float(cost.theta.to(torch.float64).square().mean().sqrt())
+    # Without a scale, as far as a curvature that rounding hides would let them go.
+    return spread or math.sqrt(2 * threshold / form.dim / noise)

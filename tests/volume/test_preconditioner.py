@@ -129,8 +129,7 @@ def test_adam_measures_or_reads_second_moments_and_has_the_curvatures_size() -> 
     cost = Cost(EmpiricalRisk(*case.args))
     form = build_preconditioner(cost, "adam", threshold=0.1, std=1.0).form
     blocks = torch.cat(list(cost.source.per_sample_gradients()))
-    roots = blocks.square().mean(0).sqrt()
-    ratio = form.eigenvalues / roots
+    ratio = form.eigenvalues / blocks.square().mean(0)
     assert torch.allclose(ratio, ratio[:1].expand_as(ratio))
     trace = float(GGNLinearOperator.from_risk(cost.risk).to_dense().trace())
     assert float(form.eigenvalues.sum()) == pytest.approx(trace, rel=0.2)
@@ -143,11 +142,20 @@ def test_adam_measures_or_reads_second_moments_and_has_the_curvatures_size() -> 
     optimizer.zero_grad()
     cost = Cost(EmpiricalRisk(model, case.loss, model, case.batches))
     form = build_preconditioner(cost, "adam", threshold=0.1, std=1.0, optimizer=optimizer).form
-    ratio = form.eigenvalues / squares.abs()
+    ratio = form.eigenvalues / squares.square()
     assert torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-5)
     stranger = torch.optim.Adam(cases.mlp().double().parameters())
     with pytest.raises(InputError, match=r"0\.weight"):
         build_preconditioner(cost, "adam", threshold=0.1, std=1.0, optimizer=stranger)
+
+
+def test_the_reach_of_flat_directions_changes_without_products() -> None:
+    cost = Cost(EmpiricalRisk(*cases.make("ce").args))
+    M = build_preconditioner(cost, "dense", threshold=0.1, std=1.0)
+    other, truth = M.reaching(0.2), build_preconditioner(cost, "dense", threshold=0.1, std=0.2)
+    U = rotation(cost.dim)
+    assert torch.allclose(other.directions(U), truth.directions(U))
+    assert (other.tau, other.log_scale) == pytest.approx((truth.tau, truth.log_scale))
 
 
 def test_none_is_the_identity() -> None:
@@ -188,6 +196,13 @@ def test_errors() -> None:
         build_preconditioner(cost, "dense", threshold=0.1, rank=3)
     with pytest.raises(InputError, match="optimizer"):
         build_preconditioner(cost, "dense", threshold=0.1, optimizer=torch.optim.Adam([cost.theta]))
-    flat = quadratic(torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64)))
-    with pytest.raises(InputError, match="singular"):
-        build_preconditioner(flat, "dense", threshold=0.1)
+
+
+def test_singular_curvature_without_a_prior_reaches_far_but_not_to_infinity() -> None:
+    diagonal = torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    at_zero = build_preconditioner(quadratic(diagonal), "dense", threshold=0.1)
+    assert 1e6 < at_zero.std < math.inf
+    elsewhere = quadratic(diagonal, theta=torch.tensor([3.0, 4.0], dtype=torch.float64))
+    assert build_preconditioner(elsewhere, "dense", threshold=0.1).std == pytest.approx(12.5**0.5)
+    regular = quadratic(torch.eye(2, dtype=torch.float64))
+    assert math.isinf(build_preconditioner(regular, "dense", threshold=0.1).std)
