@@ -26,10 +26,11 @@ from curvops.autodiff.model import FunctionalModel
 from curvops.data import Batch, parse_bytes, split
 from curvops.rng import PrivateRNG
 
-_WIDTHS = (1, 4, 16, 64)
-"""Points that go through the model together, to be compared; beyond 64 nothing is gained."""
-_WORSE = 1.1
-"""Times the best seconds per point beyond which wider blocks are not tried."""
+_WIDTHS = (1, 4, 16, 64, 256)
+"""Points that go through the model together, to be compared; more gain nothing."""
+_WORSE = 2.0
+"""Times the best seconds per point beyond which wider blocks are not tried: four small points may
+well take longer together than apart, and 64 a tenth."""
 _REPEATS, _LONG = 4, 0.05
 """Runs of a trial, and seconds beyond which it needs no more."""
 _GRAPHS = 2
