@@ -14,6 +14,7 @@ from curvops.plotting.estimate import estimates
 from curvops.plotting.grit import grit
 from curvops.plotting.line import line
 from curvops.plotting.logdet import logdet
+from curvops.plotting.monitor import monitor, monitor_panel
 from curvops.plotting.overlay import overlay
 from curvops.plotting.path import path
 from curvops.plotting.plane import plane
@@ -37,6 +38,8 @@ __all__ = [
     "grit",
     "line",
     "logdet",
+    "monitor",
+    "monitor_panel",
     "new_axes",
     "overlay",
     "path",
