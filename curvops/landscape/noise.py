@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from curvops.landscape.scan import evaluate, on_rays
+from curvops.landscape.scan import Bar, evaluate, on_rays
 from curvops.landscape.storage import Stored
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def measure_noise(
     losses: Tensor,
     loss: float,
     num_samples: int,
+    bar: Bar | None = None,
 ) -> Noise:
     """Measure the rounding errors of losses along rays.
 
@@ -103,6 +104,7 @@ def measure_noise(
         losses: Losses there ``[S, K]``.
         loss: The loss at the point itself, finite.
         num_samples: How many points to evaluate in the other precision beside the point itself.
+        bar: Told how many of them are done.
     """
     unit = max(torch.finfo(p.dtype).eps for p in risk.params.values()) / 2
     is_double = unit == _UNIT[torch.float64]
@@ -121,7 +123,7 @@ def measure_noise(
     moved = on_rays(
         other.theta, columns[:, used].to(other.dtype), far[chosen].split(counts.tolist())
     )
-    errors = evaluate(other, moved).losses - values[chosen]
+    errors = evaluate(other, moved, bar=bar).losses - values[chosen]
     errors *= unit / _UNIT[torch.float32] if is_double else -1.0
     known = errors.isfinite()
     spread, shift = _nearby(places, values, chosen[known], errors[known], unit)

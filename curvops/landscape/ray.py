@@ -21,6 +21,7 @@ from curvops.landscape.normalization import Ignore, Normalization
 from curvops.landscape.ray_result import Rays
 from curvops.landscape.scan import (
     Metrics,
+    bar_over,
     check_metrics,
     check_start,
     evaluate,
@@ -126,13 +127,14 @@ def rays(
     zero = torch.zeros(1, dtype=torch.float64)
     walks = [torch.cat([zero, ray]) if k == 0 else ray for k, ray in enumerate(steps.T)]
     pieces = on_rays(risk.theta, found.columns, walks)
-    values = evaluate(risk, pieces, named, progress=progress)
 
     def by_ray(flat: Tensor) -> Tensor:
         return flat[1:].reshape(count, len(steps)).T.contiguous()
 
-    loss, losses = float(values.losses[0]), by_ray(values.losses)[:num]
-    noise = measure_noise(risk, found.columns, distances, losses, loss, num_noise)
+    with bar_over(1 + steps.numel() + 1 + num_noise, progress) as bar:
+        values = evaluate(risk, pieces, named, bar=bar)
+        loss, losses = float(values.losses[0]), by_ray(values.losses)[:num]
+        noise = measure_noise(risk, found.columns, distances, losses, loss, num_noise, bar)
     return Rays(
         labels=found.labels,
         directions=found.names,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Union, cast
+from typing import TYPE_CHECKING, Any, Union, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ _POINTS = 256
 
 Metrics = Union[str, Sequence[str], Mapping[str, Metric]]
 """Names such as ``"accuracy"``, or functions ``(prediction, y) -> per datum`` by name."""
+
+
+Bar = Any
+"""A bar of tqdm, which has no types."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ def evaluate(
     metrics: Metrics = (),
     *,
     progress: bool = False,
+    bar: Bar | None = None,
 ) -> Values:
     """Evaluate a risk at many points, piece by piece.
 
@@ -106,22 +111,30 @@ def evaluate(
         pieces: Points on a line or a plane, which share what they can, or columns ``[P, n]``.
         metrics: What to compute beside the loss.
         progress: Show a bar over the points.
+        bar: A bar that is there already, and is told how many points are done.
 
     Returns:
         The values, in order.
     """
+    if bar is None:
+        num = sum(_size(piece) for piece in pieces)
+        with bar_over(num, progress) as own:
+            return evaluate(risk, pieces, metrics, bar=own)
     named = check_metrics(metrics)
     losses: list[Tensor] = []
     found: dict[str, list[Tensor]] = {name: [] for name in named}
-    num = sum(_size(piece) for piece in pieces)
-    with tqdm(total=num, unit="point", leave=False, disable=not progress) as bar:
-        for piece in pieces:
-            for part in _cut(piece):
-                losses.append(_plain(risk.losses(part)))
-                for name, metric in named.items():
-                    found[name].append(_plain(risk.metrics(part, metric)))
-                bar.update(_size(part))
+    for piece in pieces:
+        for part in _cut(piece):
+            losses.append(_plain(risk.losses(part)))
+            for name, metric in named.items():
+                found[name].append(_plain(risk.metrics(part, metric)))
+            bar.update(_size(part))
     return Values(_joined(losses), {name: _joined(parts) for name, parts in found.items()})
+
+
+def bar_over(num: int, progress: bool) -> Bar:
+    """Return a bar over so many points, to be used in a ``with`` statement."""
+    return tqdm(total=num, unit="point", leave=False, disable=not progress)
 
 
 def on_rays(origin: Tensor, columns: Tensor, steps: Sequence[Tensor]) -> list[Affine | Tensor]:

@@ -334,3 +334,24 @@ def test_a_point_without_a_loss_is_refused_before_any_work() -> None:
 def test_distances_beyond_float32_are_no_samples_of_the_noise() -> None:
     scan = rays(network(), "random", base=1.0, num=140)
     assert bool(scan.noise.loss.isfinite().all())
+
+
+def test_the_module_is_left_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    with seeded(3):
+        model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).eval()
+    model[0].bias.requires_grad_(False)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    X, y = torch.randn(20, 4, generator=rng(1)), torch.randint(3, (20,), generator=rng(2))
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), model, [(X, y)])
+    wanted = ["descent", eigenvector(0)]
+    scan = rays(risk, wanted, num=4, dtype=torch.float64, metrics="accuracy", progress=True)
+    assert scan.dtype == torch.float64
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert [p.requires_grad for p in model.parameters()] == [True, False] + [True] * 4
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.training
+    shown = capsys.readouterr().err
+    assert "0/34" in shown, "9 points, and 25 more for the noise"
+    assert shown.count("| 0/") == 1
+    rays(risk, "random", num=2)
+    assert capsys.readouterr().err == ""
