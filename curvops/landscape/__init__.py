@@ -14,6 +14,8 @@
     ``fit_path`` trains their bends, ``connect`` does all of it.
 ``align``
     The hidden units of one net renumbered like those of another.
+``Trajectory``
+    Snapshots during training; ``pca`` beside the random walk's, ``trajectory_plane`` below it.
 """
 
 from __future__ import annotations
@@ -38,8 +40,12 @@ from curvops.landscape.path_scan import PathScan, scan_path
 from curvops.landscape.permutation import Axis, permute
 from curvops.landscape.plane import overlay, plane, plane_through
 from curvops.landscape.plane_result import Overlay, Plane
+from curvops.landscape.random_walk import random_walk_coordinates, random_walk_variance
 from curvops.landscape.ray import rays
 from curvops.landscape.ray_result import Rays
+from curvops.landscape.trajectory import Trajectory
+from curvops.landscape.trajectory_pca import TrajectoryPCA, trajectory_pca
+from curvops.landscape.trajectory_plane import TrajectoryPlane, trajectory_plane
 from curvops.landscape.wiring import permutation_groups
 
 __all__ = [
@@ -61,6 +67,9 @@ __all__ = [
     "PolyChain",
     "Rays",
     "Segment",
+    "Trajectory",
+    "TrajectoryPCA",
+    "TrajectoryPlane",
     "align",
     "along",
     "annealed",
@@ -76,7 +85,11 @@ __all__ = [
     "permute",
     "plane",
     "plane_through",
+    "random_walk_coordinates",
+    "random_walk_variance",
     "rays",
     "scan_path",
     "toward",
+    "trajectory_pca",
+    "trajectory_plane",
 ]

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from curvops.errors import InputError, NonFiniteError
 from curvops.landscape.batch_norm import isolated
-from curvops.landscape.path import Point
 from curvops.landscape.permutation import Axis, Groups, group_size, permute, read_groups
+from curvops.landscape.points import Point
 from curvops.landscape.situation import read_point
 from curvops.landscape.storage import Stored
 from curvops.landscape.weight_matching import match

@@ -12,8 +12,9 @@ from torch import Tensor
 from curvops.errors import InputError
 from curvops.landscape.alignment import Alignment, align
 from curvops.landscape.fit_path import MakeOptimizer, PathFit, adam, fit_path
-from curvops.landscape.path import Bezier, Point, PolyChain, Segment
+from curvops.landscape.path import Bezier, PolyChain, Segment
 from curvops.landscape.path_scan import PathScan, scan_path
+from curvops.landscape.points import Point
 from curvops.landscape.scan import Metrics, check_metrics
 from curvops.landscape.storage import Stored
 

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from curvops.autodiff import Forward, FunctionalModel, unwrap
 from curvops.errors import DataError, InputError, NonFiniteError
 from curvops.landscape.objective import Objective
-from curvops.landscape.path import BentPath, Path, trainable
+from curvops.landscape.path import BentPath, Path
+from curvops.landscape.points import trainable
 from curvops.landscape.storage import Stored
 from curvops.landscape.table import data_frame
 from curvops.losses import as_loss

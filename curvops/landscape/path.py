@@ -12,17 +12,15 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, TypeVar, Union
+from collections.abc import Sequence
+from typing import ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from curvops.errors import DeviceError, InputError, NonFiniteError, ShapeError
-from curvops.tensors import Format, Space, Vector
-
-Point = Union[Vector, nn.Module]
-"""A vector in any format, or a module, which stands for its trainable parameters."""
+from curvops.errors import InputError, NonFiniteError, ShapeError
+from curvops.landscape.points import Point, read_points
+from curvops.tensors import Format, Space
 
 _FINE = 1024
 """Into how many chords a curve is cut to measure its length."""
@@ -54,7 +52,8 @@ class Path(ABC):
     def __init__(self, *points: Point) -> None:
         if len(points) < 2:
             raise InputError(f"a {self.name} joins two points or more, got {len(points)}.")
-        self.control, self.space, self._layout, self.format = _read(points)
+        names = ["the start", *(f"bend {i}" for i in range(1, len(points) - 1)), "the end"]
+        self.control, self.space, self._layout, self.format = read_points(points, names)
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> Tensor:
@@ -266,81 +265,3 @@ def as_times(t: float | Sequence[float] | Tensor, name: str = "t") -> Tensor:
     if not bool(torch.isfinite(times).all()):
         raise NonFiniteError(f"{name} holds NaN or infinity.")
     return times.reshape(-1)
-
-
-def trainable(module: nn.Module, what: str) -> dict[str, Tensor]:
-    """Return the trainable parameters of a module by name.
-
-    Raises:
-        InputError: If it has none.
-    """
-    params = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    if not params:
-        raise InputError(f"{what} is a {type(module).__name__} without trainable parameters.")
-    return params
-
-
-def _read(points: Sequence[Point]) -> tuple[Tensor, Space, str, Format]:
-    """Return points as rows ``[n, P]``, their space and its layout, the format of the first."""
-    names = ["the start", *(f"bend {i}" for i in range(1, len(points) - 1)), "the end"]
-    vectors = [
-        trainable(point, name) if isinstance(point, nn.Module) else point
-        for point, name in zip(points, names, strict=True)
-    ]
-    space, layout = _space(vectors, names)
-    tensors = [_first(vector, name) for vector, name in zip(vectors, names, strict=True)]
-    dtype = tensors[0].dtype
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    device = tensors[0].device
-    rows, formats = [], []
-    for vector, name in zip(vectors, names, strict=True):
-        columns, fmt = space.read(vector, dtype, device, name)
-        if not fmt.is_vector:
-            raise ShapeError(f"{name} has {columns.shape[1]} columns; expected one point.")
-        rows.append(columns[:, 0])
-        formats.append(fmt)
-    return torch.stack(rows), space, layout, formats[0]
-
-
-def _space(vectors: Sequence[Vector], names: Sequence[str]) -> tuple[Space, str]:
-    """Return the space that says most: names before shapes before a mere length."""
-    for vector in vectors:
-        if isinstance(vector, Mapping):
-            named = {name: _tensor(t, f"block {name!r}") for name, t in vector.items()}
-            return Space.of(named), "dict"
-    for vector in vectors:
-        if not isinstance(vector, Tensor) and isinstance(vector, Sequence):
-            listed = {str(i): _tensor(t, f"block {i}") for i, t in enumerate(vector)}
-            return Space.of(listed), "list"
-    first = _tensor(vectors[0], names[0])
-    if first.ndim != 1 or not len(first):
-        raise ShapeError(f"{names[0]} has shape {list(first.shape)}; expected a flat [P], P > 0.")
-    return Space.flat(len(first)), "flat"
-
-
-def _first(vector: Vector, name: str) -> Tensor:
-    """Return a tensor of a vector, for its dtype and device."""
-    if isinstance(vector, Tensor):
-        return vector
-    blocks = list(vector.values() if isinstance(vector, Mapping) else vector)
-    if not blocks:
-        raise InputError(f"{name} is empty: it has no parameters.")
-    for block in blocks:
-        _tensor(block, f"a block of {name}")
-    devices = {block.device for block in blocks}
-    if len(devices) > 1:
-        raise DeviceError(f"{name} lives on several devices: {devices}. Use one.")
-    first: Tensor = blocks[0]
-    for block in blocks[1:]:
-        first = first.new_empty(0, dtype=torch.promote_types(first.dtype, block.dtype))
-    return first
-
-
-def _tensor(value: object, what: str) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise InputError(
-            f"{what} is {type(value).__name__}; expected a tensor, a list or dict of tensors, or "
-            "a module."
-        )
-    return value

@@ -25,6 +25,7 @@ from curvops.plotting.spectrum import spectrum
 from curvops.plotting.style import DARK, LIGHT, Theme, new_axes, theme
 from curvops.plotting.surface import surface
 from curvops.plotting.timing import timing
+from curvops.plotting.trajectory import explained_variance, trajectory
 from curvops.plotting.volume_terms import volume_terms
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "density",
     "eigenpairs",
     "estimates",
+    "explained_variance",
     "grit",
     "line",
     "logdet",
@@ -51,5 +53,6 @@ __all__ = [
     "surface",
     "theme",
     "timing",
+    "trajectory",
     "volume_terms",
 ]
