@@ -34,6 +34,7 @@ from curvops.operators import (
     TransposedJacobianLinearOperator,
 )
 from curvops.risk import EmpiricalRisk
+from curvops.volume import basin_volume, volume_scaling
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,7 @@ __all__ = [
     "SubmatrixLinearOperator",
     "TransposedJacobianLinearOperator",
     # questions
+    "basin_volume",
     "diagonal",
     "eigsh",
     "frobenius_norm",
@@ -63,6 +65,7 @@ __all__ = [
     "solve",
     "spectral_density",
     "trace",
+    "volume_scaling",
     # answers
     "EighResult",
     "Estimate",

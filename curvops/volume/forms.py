@@ -136,12 +136,15 @@ def spectral_form(
 
 def dense_form(operator: CurvatureLinearOperator, progress: bool = False) -> SpectralForm:
     """Return all eigenpairs of a symmetric operator, from P products."""
-    values, vectors = torch.linalg.eigh(dense_matrix(operator, progress))
+    values, vectors = torch.linalg.eigh(dense_matrix(operator, progress)[0])
     return SpectralForm(len(values), values.abs(), vectors.to(operator.dtype))
 
 
-def dense_matrix(operator: CurvatureLinearOperator, progress: bool = False) -> Tensor:
-    """Return a symmetric operator's matrix ``[P, P]``, float64 and symmetrised."""
+def dense_matrix(operator: CurvatureLinearOperator, progress: bool = False) -> tuple[Tensor, float]:
+    """Return a symmetric operator's matrix ``[P, P]``, float64, and how much of it is rounding.
+
+    The matrix is symmetric, so what is not is rounding: a measure of the symmetric part too.
+    """
     size = operator.shape[0]
     operator.prepare(size)
     matrix = torch.empty(size, size, dtype=torch.float64, device=operator.device)
@@ -153,7 +156,9 @@ def dense_matrix(operator: CurvatureLinearOperator, progress: bool = False) -> T
             matrix[:, start:stop] = operator @ units
             bar.update(stop - start)
     operator.release()
-    return (matrix + matrix.T) / 2
+    asymmetry = float((matrix - matrix.T).norm()) / 2
+    roundings = torch.finfo(operator.dtype).eps * float(matrix.norm(dim=0).max())
+    return (matrix + matrix.T) / 2, max(asymmetry, roundings)
 
 
 def _axes(values: Tensor) -> SpectralForm:
@@ -169,7 +174,7 @@ def _adam(
     """Return the second moments, as large in all as the curvature."""
     moments = _measured_moments(cost) if optimizer is None else _moments_of(cost, optimizer)
     if cost.dim <= _PROBES:
-        total = float(dense_matrix(operator).trace())
+        total = float(dense_matrix(operator)[0].trace())
     else:
         with warnings.catch_warnings():  # a scale need not be precise
             warnings.simplefilter("ignore", UnconvergedWarning)

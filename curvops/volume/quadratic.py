@@ -9,7 +9,8 @@ most :math:`T` is an ellipsoid, and with ``c`` added to regularise the flat dire
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,10 @@ from torch import Tensor
 from curvops.errors import InputError, ShapeError
 from curvops.volume.ball import log_threshold, log_unit_ball
 from curvops.volume.logdet import logdet_from_eigenvalues
+from curvops.volume.prior import Lebesgue, Measure
+from curvops.volume.result import with_error
+
+_LEBESGUE = Lebesgue()
 
 
 @dataclass(frozen=True)
@@ -24,21 +29,32 @@ class QuadraticVolume:
     """The log-volume, in nats, of a basin's ellipsoid, its terms, and the choices made.
 
     Attributes:
-        log_volume: The sum of the three terms.
-        error: What rounding may have made up, half of the log-determinant's.
+        log_volume: The sum of the three terms; under a Gaussian the probability, in logs.
+        stderr: Its Monte-Carlo error, half that of the log-determinant; 0 where it is exact.
+        lower: Lower end of what the log-determinant's bracket, or rounding, leaves.
+        upper: Upper end.
         ball_term: ``log V_P``.
         threshold_term: ``(P/2) log(2T)``.
-        logdet: ``log det(H + cI)``; it enters with the factor -1/2.
+        logdet: ``log det(H + cI)``; it enters with the factor -1/2. Under a Gaussian the three
+            terms have no meaning and are NaN.
         dim: ``P``.
         threshold: ``T``, in units of the loss.
         shift: ``c = weight_decay + prior_count / prior_std**2``.
         weight_decay: As given.
         prior_std: As given, or None.
         prior_count: As given.
+        measure: What it is measured with.
+        curvature: ``"hessian"`` or ``"ggn"``; ``"matrix"`` where one was given.
+        how: Where the log-determinant comes from: ``"dense"``, ``"gram"``, ``"krylov"``, ``"slq"``.
+        converged: Whether the bracket is as narrow as was asked.
+        num_matvecs: Products with the curvature.
+        seconds: How long it took.
     """
 
     log_volume: float
-    error: float
+    stderr: float
+    lower: float
+    upper: float
     ball_term: float
     threshold_term: float
     logdet: float
@@ -48,6 +64,23 @@ class QuadraticVolume:
     weight_decay: float
     prior_std: float | None
     prior_count: float
+    measure: Measure = _LEBESGUE
+    curvature: str = "matrix"
+    how: str = "dense"
+    converged: bool = True
+    num_matvecs: int = 0
+    seconds: float = 0.0
+    method: str = "quadratic"
+
+    @property
+    def error(self) -> float:
+        """Half the width of the bracket."""
+        return (self.upper - self.lower) / 2
+
+    @property
+    def symbol(self) -> str:
+        """``"log V"`` or ``"log p"``."""
+        return self.measure.symbol
 
     def __float__(self) -> float:
         """Return the log-volume."""
@@ -55,14 +88,22 @@ class QuadraticVolume:
 
     def __str__(self) -> str:
         """Return the log-volume with its error and the choices it rests on."""
+        choices = f"P = {self.dim}, T = {self.threshold:g}, c = {self.shift:g}"
+        if self.curvature != "matrix":
+            choices += f", {self.curvature}"
+        if not self.stderr:
+            return f"{self.symbol} = {self.log_volume:.4f} ± {self.error:.1e} nats ({choices})"
+        doubt = "" if self.converged else ", not converged"
         return (
-            f"log V = {self.log_volume:.4f} ± {self.error:.1e} nats "
-            f"(P = {self.dim}, T = {self.threshold:g}, c = {self.shift:g})"
+            f"{self.symbol} = {with_error(self.log_volume, self.stderr)} "
+            f"[{self.lower:.6g}, {self.upper:.6g}] nats ({choices}, {self.num_matvecs} matvecs"
+            f"{doubt})"
         )
 
-    def to_dict(self) -> dict[str, float | int | None]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain Python."""
-        return asdict(self)
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return plain | {"measure": self.measure.to_dict()}
 
 
 def log_ellipsoid(dim: int, threshold: float, logdet: float) -> float:
@@ -127,9 +168,9 @@ def quadratic_volume(
     Example:
         >>> import torch
         >>> print(quadratic_volume(torch.eye(3, dtype=torch.float64), threshold=0.5))
-        log V = 1.4324 ± 1.0e-15 nats (P = 3, T = 0.5, c = 0)
+        log V = 1.4324 ± ...e-16 nats (P = 3, T = 0.5, c = 0)
     """
-    shift = _shift(weight_decay, prior_std, prior_count)
+    shift = regulariser(weight_decay, prior_std, prior_count)
     if curvature.ndim == 2 and curvature.shape[0] == curvature.shape[1]:
         eigenvalues = torch.linalg.eigvalsh(curvature.detach().to(torch.float64))
         # The noise of the result is that of the matrix, however precise its diagonalisation.
@@ -146,9 +187,12 @@ def quadratic_volume(
     dim = len(eigenvalues)
     threshold_term = log_threshold(dim, threshold)
     logdet = logdet_from_eigenvalues(eigenvalues, shift, noise=noise)
+    value = log_ellipsoid(dim, threshold, logdet.value)
     return QuadraticVolume(
-        log_volume=log_ellipsoid(dim, threshold, logdet.value),
-        error=logdet.error / 2,
+        log_volume=value,
+        stderr=0.0,
+        lower=value - logdet.error / 2,
+        upper=value + logdet.error / 2,
         ball_term=log_unit_ball(dim),
         threshold_term=threshold_term,
         logdet=logdet.value,
@@ -161,8 +205,16 @@ def quadratic_volume(
     )
 
 
-def _shift(weight_decay: float, prior_std: float | None, prior_count: float) -> float:
-    """Return ``c = λ + k/σ²`` after checking its ingredients."""
+def regulariser(weight_decay: float, prior_std: float | None, prior_count: float) -> float:
+    """Return ``c = λ + k/σ²``.
+
+    Raises:
+        InputError: If an ingredient is negative or not finite, or σ is not positive.
+
+    Example:
+        >>> regulariser(1e-5, prior_std=0.5, prior_count=1.0)
+        4.00001
+    """
     for name, value in (("weight_decay", weight_decay), ("prior_count", prior_count)):
         if not (value >= 0 and math.isfinite(value)):
             raise InputError(f"{name} is {value}; it must be finite and not negative.")
