@@ -23,10 +23,10 @@ from curvops.landscape.objective import Objective
 from curvops.landscape.path import BentPath, Path
 from curvops.landscape.points import trainable
 from curvops.landscape.storage import Stored
-from curvops.landscape.table import data_frame
 from curvops.losses import as_loss
 from curvops.risk import EmpiricalRisk
 from curvops.rng import PrivateRNG, as_seed
+from curvops.table import data_frame
 from curvops.tensors import Space
 
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]

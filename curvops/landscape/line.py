@@ -19,8 +19,8 @@ from torch import Tensor
 from curvops.errors import InputError, ShapeError
 from curvops.landscape.scan import evaluate, on_rays
 from curvops.landscape.storage import Stored
-from curvops.landscape.table import data_frame
 from curvops.operators.hessian import HessianLinearOperator
+from curvops.table import data_frame
 from curvops.tensors import Vector
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from curvops.landscape.batch_norm import Renormalized, batch_norms
 from curvops.landscape.path import Path, as_times
 from curvops.landscape.scan import Metrics, Values, check_metrics, evaluate, in_dtype
 from curvops.landscape.storage import Stored
-from curvops.landscape.table import data_frame
+from curvops.table import data_frame
 
 if TYPE_CHECKING:
     from curvops.risk import EmpiricalRisk

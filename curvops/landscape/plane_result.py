@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curvops.errors import InputError, ShapeError
 from curvops.landscape.storage import Stored
-from curvops.landscape.table import data_frame
+from curvops.table import data_frame
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from curvops.errors import InputError
 from curvops.landscape.noise import Noise
 from curvops.landscape.roughness import roughness, second_difference
 from curvops.landscape.storage import Stored
-from curvops.landscape.table import data_frame
+from curvops.table import data_frame
 
 QUANTITIES = ("loss", "rise", "roughness", "grit", "curvature", "two_sided_curvature")
 

@@ -22,8 +22,8 @@ from curvops.data import parse_bytes
 from curvops.errors import InputError
 from curvops.landscape.random_walk import random_walk_coordinates, random_walk_variance
 from curvops.landscape.storage import Stored
-from curvops.landscape.table import data_frame
 from curvops.landscape.trajectory import Trajectory
+from curvops.table import data_frame
 
 Blocks = Callable[[], Iterator[tuple[int, Tensor]]]
 """From nothing to rows ``[n, P]`` with the index of their first, as often as it is called."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from curvops.errors import InputError, MissingDependencyError
+from curvops.errors import InputError
+from curvops.table import data_frame
 
 STEP = "step"
 """The quantity that every step has: loss, step size, batch size."""
@@ -116,14 +116,7 @@ class Run:
         Raises:
             MissingDependencyError: If pandas is not installed.
         """
-        try:
-            pandas = importlib.import_module("pandas")
-        except ImportError as error:
-            raise MissingDependencyError(
-                "to_pandas() needs pandas, which is not installed: pip install pandas. Without "
-                "it, to_dict() and table() have the same numbers."
-            ) from error
-        return pandas.DataFrame(self.table()).set_index("step")
+        return data_frame(self.table()).set_index("step")
 
 
 def plain_fields(result: Any) -> dict[str, Any]:

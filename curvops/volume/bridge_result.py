@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvops.table import data_frame
 from curvops.volume.chernoff import chernoff_bound, student
 from curvops.volume.smc import Step
-from curvops.volume.table import data_frame
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to a truth value

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from curvops.volume.table import data_frame
+from curvops.table import data_frame
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to a truth value
@@ -36,14 +36,15 @@ class LearningCoefficient:
         loss: ``L(θ*)``, the total loss over the number of data, on the data of the draws.
         method: ``"hmc"`` or ``"sgld"``.
         step_size: ``h`` of a leapfrog step, or ``η`` of SGLD; as found, if it was to be found.
-        num_leapfrog: Leapfrog steps of a move; 0 with SGLD.
+        num_leapfrog: Leapfrog steps of a move on average; 0 with SGLD.
         localization: ``γ``.
         inverse_temperature: ``nβ``.
-        preconditioner: ``"none"`` or ``"rmsprop"``.
+        preconditioner: Its name, ``"given"`` for one that was passed.
         num_data: ``n``.
         num_batches: How many mini-batches the draws' losses come from; 1 for all data at once.
         num_gradients: Gradients of one chain that were evaluated, on a mini-batch or all data.
-        num_passes: How often all data were read.
+        num_passes: How often all data were read for them.
+        num_matvecs: Products with the curvature, for the preconditioner.
         seconds: How long it took.
     """
 
@@ -71,6 +72,7 @@ class LearningCoefficient:
     num_batches: int
     num_gradients: int
     num_passes: int
+    num_matvecs: int
     seconds: float
 
     def __float__(self) -> float:

@@ -20,10 +20,10 @@ from tqdm import tqdm
 from curvops.errors import DivergenceError, InputError
 from curvops.linalg.estimate import UnconvergedWarning
 from curvops.rng import as_seed
+from curvops.table import data_frame
 from curvops.volume.coefficient_plan import Plan
 from curvops.volume.coefficient_result import LearningCoefficient
 from curvops.volume.learning_coefficient import local_learning_coefficient
-from curvops.volume.table import data_frame
 
 if TYPE_CHECKING:
     from curvops.risk import EmpiricalRisk

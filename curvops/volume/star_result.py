@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvops.table import data_frame
 from curvops.volume.prior import Measure
 from curvops.volume.result import with_error
-from curvops.volume.table import data_frame
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to a truth value

@@ -23,6 +23,7 @@ from torch import Tensor
 from curvops.errors import InputError
 from curvops.linalg.estimate import UnconvergedWarning
 from curvops.risk import EmpiricalRisk
+from curvops.table import data_frame
 from curvops.volume.cost import Kind as CostKind
 from curvops.volume.forms import Curvature
 from curvops.volume.preconditioner import check_threshold
@@ -31,7 +32,6 @@ from curvops.volume.result import with_error
 from curvops.volume.scope import Scope
 from curvops.volume.star_domain import Look
 from curvops.volume.survey import Directions, Prepared, survey
-from curvops.volume.table import data_frame
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to a truth value

@@ -274,7 +274,7 @@ def test_quantities_by_name() -> None:
 def test_becomes_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     scan = rays(network(), ["random", "descent"], base=0.1, num=5, metrics="accuracy")
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(MissingDependencyError, match="pip install pandas"):
+    with pytest.raises(MissingDependencyError, match="needs pandas"):
         scan.to_pandas()
     monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=dict))
     table = scan.to_pandas()

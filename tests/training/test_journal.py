@@ -190,7 +190,7 @@ def test_pandas_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", fake)
     assert monitor.to_pandas() == ("step", monitor.run.table())
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(MissingDependencyError, match="pip install pandas"):
+    with pytest.raises(MissingDependencyError, match="needs pandas"):
         monitor.to_pandas()
 
 

@@ -18,11 +18,14 @@ from curvops.errors import (
     NonFiniteError,
 )
 from curvops.linalg.estimate import UnconvergedWarning
+from curvops.tensors import Space
 from curvops.volume.coefficient_result import LearningCoefficient
 from curvops.volume.learning_coefficient import local_learning_coefficient
+from curvops.volume.spectral_form import SpectralForm
 from tests.volume.deep_linear import deep_linear, exact
 
 DOUBLE = torch.float64
+FLAT = SpectralForm(2, torch.zeros(2, dtype=DOUBLE), None)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -38,6 +41,7 @@ class Quadratic:
     def __init__(self, curvatures: Tensor) -> None:
         self.curvatures = curvatures
         self.theta = torch.zeros_like(curvatures)
+        self.space = Space.flat(len(curvatures))
         self.dtype = curvatures.dtype
 
     def loss(self) -> Tensor:
@@ -161,6 +165,7 @@ def test_half_the_parameters_at_a_regular_minimum(method: str) -> None:
         num_chains=64,
         num_draws=100 if method == "hmc" else 1000,
         num_burnin=60 if method == "hmc" else 600,
+        seed=1,
     )
     assert result.converged
     assert result.value - result.bias == pytest.approx(6.0, rel=0.02)
@@ -239,7 +244,7 @@ def test_the_learned_step_size_knows_of_the_mini_batches() -> None:
     result = quietly(
         risk, method="sgld", localization=0.0, num_draws=400, num_burnin=800, batch_size=2
     )
-    assert result.bias == pytest.approx(0.05 * 2.5, rel=0.3)
+    assert 0.02 * 2.5 < result.bias < 0.1 * 2.5  # 5 % is aimed at; without their noise, 70 %
 
 
 def test_batch_size_cuts_the_data() -> None:
@@ -286,7 +291,38 @@ def test_rmsprop_evens_out_scales(method: str) -> None:
     result = quietly(risk, preconditioner="rmsprop", **options)
     assert result.value - result.bias == pytest.approx(truth, abs=4 * result.stderr)
     assert result.preconditioner == "rmsprop"
-    assert result.ess > 2 * quietly(risk, **options).ess
+    plain = quietly(risk, **options)
+    assert result.ess > 1.5 * plain.ess
+    assert not plain.converged
+
+
+@pytest.mark.parametrize("preconditioner", ["none", "diagonal", "lowrank", "dense", "given"])
+def test_coordinates_change_the_speed_and_not_the_answer(preconditioner: str) -> None:
+    """Four decades of curvature, not along the axes, by trajectories of three steps."""
+    X = draw(40, 8, seed=1) * torch.logspace(0, -2, 8, dtype=DOUBLE)
+    data = [(X @ torch.linalg.qr(draw(8, 8)).Q, torch.zeros(40, dtype=DOUBLE))]
+    zero = {"w": torch.zeros(8, dtype=DOUBLE)}
+    risk = EmpiricalRisk(lambda p, x: x @ p["w"], nn.MSELoss(), zero, data)
+    hessian = 2 * data[0][0].T @ data[0][0] / 40
+    given = SpectralForm(8, *torch.linalg.eigh(hessian))
+    result = quietly(
+        risk,
+        inverse_temperature=1e4,
+        num_chains=32,
+        num_draws=60,
+        num_burnin=60,
+        num_leapfrog=3,
+        preconditioner=given if preconditioner == "given" else preconditioner,
+    )
+    assert result.preconditioner == preconditioner
+    truth = expected(hessian, 1e4, 1.0)
+    if preconditioner in ("dense", "given"):
+        assert result.value == pytest.approx(truth, abs=4 * result.stderr)
+        assert result.ess > 400
+    elif preconditioner == "none":
+        assert abs(result.value - truth) > 3 * result.stderr
+        assert not result.converged
+    assert (result.num_matvecs > 0) == (preconditioner in ("lowrank", "dense"))
 
 
 def test_the_step_size_is_learned_or_kept() -> None:
@@ -310,13 +346,13 @@ def test_the_step_size_is_learned_or_kept() -> None:
 
 def test_counts_and_shapes() -> None:
     risk = closed(*[1.0] * 6)
-    result = quietly(risk, num_chains=3, num_draws=10, num_burnin=7, num_leapfrog=4, step_size=0.05)
+    result = quietly(risk, num_chains=3, num_draws=10, num_burnin=7, num_leapfrog=1, step_size=0.05)
     assert result.samples.shape == result.distances.shape == (3, 10)
     assert result.burnin.shape == (3, 7)
     assert (result.num_chains, result.num_draws) == (3, 10)
     # The centre, the start of the burn-in and of the draws, and every leapfrog step.
-    assert result.num_passes == 1 + 2 + 17 * 4
-    assert result.num_gradients == 3 * (2 + 17 * 4)
+    assert result.num_passes == 1 + 2 + 17
+    assert result.num_gradients == 3 * (2 + 17)
     assert result.value == pytest.approx(float(result.samples.mean()))
     assert result.value == pytest.approx(float(result.per_chain.mean()))
     torch.testing.assert_close(
@@ -493,7 +529,8 @@ def test_one_datum_has_no_default_temperature() -> None:
     ("options", "message"),
     [
         ({"method": "nuts"}, 'method must be "hmc" or "sgld"; got \'nuts\''),
-        ({"preconditioner": "adam"}, 'preconditioner must be "none" or "rmsprop"'),
+        ({"preconditioner": "adam"}, 'preconditioner must be "none", "rmsprop", "diagonal"'),
+        ({"preconditioner": FLAT}, "preconditioner has the dimension 2; the risk has 1"),
         ({"num_chains": 0}, "num_chains is 0"),
         ({"num_draws": 3}, "num_draws is 3; it must be an integer, at least 4"),
         ({"num_draws": 10.0}, "num_draws is 10.0"),
@@ -554,5 +591,5 @@ def test_pandas_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert table["coefficient"][20] == float(result.samples[1, 0])
     assert (table["chain"][20], table["draw"][20]) == (1, 0)
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
-    with pytest.raises(MissingDependencyError, match="pip install pandas"):
+    with pytest.raises(MissingDependencyError, match="needs pandas"):
         result.to_pandas()

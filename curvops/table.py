@@ -24,8 +24,8 @@ def data_frame(columns: Mapping[str, Any]) -> Any:
         pandas = importlib.import_module("pandas")
     except ImportError as error:
         raise MissingDependencyError(
-            "to_pandas() needs pandas, which is not installed: pip install pandas. Without it, "
-            "to_dict() has the same numbers."
+            'to_pandas() needs pandas, which is not installed: pip install "curvops[pandas]". '
+            "Without it, to_dict() has the same numbers."
         ) from error
     return pandas.DataFrame(
         {name: v.tolist() if isinstance(v, Tensor) else list(v) for name, v in columns.items()}
