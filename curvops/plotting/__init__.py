@@ -13,6 +13,7 @@ from curvops.plotting.eigenpairs import eigenpairs
 from curvops.plotting.estimate import estimates
 from curvops.plotting.grit import grit
 from curvops.plotting.line import line
+from curvops.plotting.local_exponent import local_exponent
 from curvops.plotting.logdet import logdet
 from curvops.plotting.monitor import monitor, monitor_panel
 from curvops.plotting.overlay import overlay
@@ -22,11 +23,15 @@ from curvops.plotting.ray import rays
 from curvops.plotting.roughness import roughness
 from curvops.plotting.scree import scree
 from curvops.plotting.spectrum import spectrum
+from curvops.plotting.star_radii import star_radii
 from curvops.plotting.style import DARK, LIGHT, Theme, new_axes, theme
 from curvops.plotting.surface import surface
 from curvops.plotting.timing import timing
 from curvops.plotting.trajectory import explained_variance, trajectory
+from curvops.plotting.volume_scaling import volume_scaling
 from curvops.plotting.volume_terms import volume_terms
+from curvops.plotting.volume_weights import volume_weights
+from curvops.plotting.volumes import volumes
 
 __all__ = [
     "DARK",
@@ -39,6 +44,7 @@ __all__ = [
     "explained_variance",
     "grit",
     "line",
+    "local_exponent",
     "logdet",
     "monitor",
     "monitor_panel",
@@ -50,9 +56,13 @@ __all__ = [
     "roughness",
     "scree",
     "spectrum",
+    "star_radii",
     "surface",
     "theme",
     "timing",
     "trajectory",
+    "volume_scaling",
     "volume_terms",
+    "volume_weights",
+    "volumes",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from curvops.errors import InputError
 from curvops.plotting.style import current, resolve
 from curvops.volume.quadratic import QuadraticVolume
 
@@ -24,6 +26,7 @@ def volume_terms(volume: QuadraticVolume, *, ax: Axes | None = None) -> Axes:
         The axes.
 
     Raises:
+        InputError: If it is a volume under a Gaussian, which has no terms.
         MissingDependencyError: If matplotlib is not installed.
 
     Example:
@@ -33,6 +36,11 @@ def volume_terms(volume: QuadraticVolume, *, ax: Axes | None = None) -> Axes:
         >>> plotting.volume_terms(result, ax=plotting.new_axes()).get_xlabel()
         'log-volume  [nats]'
     """
+    if math.isnan(volume.logdet):
+        raise InputError(
+            "volume is the probability of an ellipsoid under a Gaussian, which is no sum of terms; "
+            'draw it with plotting.volumes, or use measure="lebesgue".'
+        )
     ax, colours = resolve(ax), current()
     terms = np.array([volume.ball_term, volume.threshold_term, -volume.logdet / 2])
     ends = terms.cumsum()
