@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from curvops import landscape, plotting
+from curvops.autodiff.affine import Affine
 from curvops.linalg import (
     EighResult,
     Estimate,
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     # the risk and its operators
+    "Affine",
     "BlockDiagonalLinearOperator",
     "CGInverseLinearOperator",
     "CurvatureLinearOperator",

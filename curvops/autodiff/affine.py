@@ -27,7 +27,7 @@ from curvops.tensors import Format, Space, Vector, check_finite, check_real
 _LINEAR_IN_WEIGHTS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 """Functions ``(input, weight, bias, ...)`` that are linear in weight and bias."""
 
-_NUMEL = 2**22
+_NUMEL = 2**20
 """Coordinates looked at together, in float64."""
 _PIVOTS = 2
 """Directions that are looked for in points given one by one."""
