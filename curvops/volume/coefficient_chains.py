@@ -17,8 +17,9 @@ from curvops.errors import DivergenceError
 from curvops.volume.localized import LocalizedPosterior
 from curvops.volume.moves import Points, StepSize, evaluate, hmc, initial_step_size
 from curvops.volume.sgld import langevin
+from curvops.volume.spectral_form import Root, SpectralForm
 
-_JITTER = 0.2  # leapfrog steps vary by so much, lest trajectories come back to where they began
+_JITTER = 0.2  # how much leapfrog steps vary
 _STUCK = 1e-3
 _MEMORY = 0.99  # RMSprop's
 _FLOOR = 0.1  # added to the root mean square of the loss's gradient, as in devinterp
@@ -41,6 +42,7 @@ class Chains:
         forces: Mean squared norm of the log-density's gradient at each draw so far.
         num_gradients: Gradients of one chain that were evaluated.
         num_passes: How often all data were read.
+        num_matvecs: Products with the curvature that were needed.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Chains:
         self.forces: list[float] = []
         self.num_gradients = 0
         self.num_passes = 1.0  # the loss at the centre
+        self.num_matvecs = 0
         self._generator = generator
         self._tick = tick
         self._x = posterior.center.new_zeros(num_chains, len(posterior.center))
@@ -76,7 +79,7 @@ class Chains:
 
         Args:
             moves: How many.
-            num_leapfrog: Leapfrog steps of each; one is Langevin.
+            num_leapfrog: Leapfrog steps of each on average; one is Langevin.
             goal: The mean acceptance probability to learn it by.
 
         Raises:
@@ -135,12 +138,17 @@ class Chains:
             self.num_passes += 1 / count
             self._record(seen, points)
 
-    def precondition(self) -> None:
-        """Continue in coordinates of RMSprop's size, ``s² = 1 / (√v + ε)``, from now on fixed."""
+    def reframe(self, frame: Root) -> None:
+        """Continue in other coordinates, where the chains are."""
+        offset = self.posterior.offset(self._x)
+        self.posterior = self.posterior.framed(frame)
+        self._x = frame.inverse(offset.T).T
+
+    def even_out(self) -> None:
+        """Continue in coordinates scaled by ``1/√(√v + ε)``, RMSprop's, from now on fixed."""
         mean = torch.as_tensor(self._squares) / (1 - _MEMORY**self._num_squares)
-        scale = (mean.sqrt() + _FLOOR).rsqrt()
-        self._x = self.posterior.offset(self._x) / scale
-        self.posterior = self.posterior.rescaled(scale)
+        form = SpectralForm(len(mean), mean.double(), None)
+        self.reframe(form.root(lambda v: (v.sqrt() + _FLOOR).rsqrt()))
 
     def _target(self, z: Tensor) -> tuple[Tensor, Tensor]:
         self.num_gradients += len(z)
@@ -149,11 +157,19 @@ class Chains:
 
     def _seen(self, part: LocalizedPosterior) -> LocalizedPosterior:
         """Return a mini-batch's density in the coordinates in use."""
-        return part if self.posterior.scale is None else part.rescaled(self.posterior.scale)
+        return part.framed(self.posterior.frame)
 
     def _move(self, points: Points, step_size: float, num_leapfrog: int) -> Points:
-        steps = step_size * self._jitter(num_leapfrog)
-        points, acceptance = hmc(self._target, points, steps, num_leapfrog, self._generator)
+        # Trajectories of one length may end where they began, and those of half that length at
+        # the same loss; so both their number of steps and the steps vary, whatever the chains do.
+        count, steps = num_leapfrog, torch.full((len(points),), step_size, dtype=torch.float64)
+        if num_leapfrog > 1:
+            shortest, longest = -(-num_leapfrog // 2), num_leapfrog + num_leapfrog // 2
+            count = int(torch.randint(shortest, longest + 1, (1,), generator=self._generator))
+            uniform = torch.rand(len(points), generator=self._generator, dtype=torch.float64)
+            steps = steps * (1 + _JITTER * (2 * uniform - 1))
+        steps = steps.to(self._x)
+        points, acceptance = hmc(self._target, points, steps, count, self._generator)
         self.acceptances.append(float(acceptance.mean()))
         self._record(self.posterior, points)
         return points
@@ -162,17 +178,11 @@ class Chains:
         self.rises.append(posterior.rises(points).cpu())
         self.distances.append(posterior.distances(points.x).cpu())
         self.forces.append(_force(points))
-        if posterior.scale is None:
+        if posterior.frame is None:
             square = posterior.loss_gradients(points).square().mean(0)
             self._squares = _MEMORY * self._squares + (1 - _MEMORY) * square
             self._num_squares += 1
         self._tick()
-
-    def _jitter(self, num_leapfrog: int) -> Tensor:
-        """Return factors around one, ``[M]``, that know nothing of where the chains are."""
-        uniform = torch.rand(len(self._x), generator=self._generator, dtype=torch.float64)
-        width = _JITTER if num_leapfrog > 1 else 0.0
-        return (1 + width * (2 * uniform - 1)).to(self._x)
 
 
 def _force(points: Points) -> float:

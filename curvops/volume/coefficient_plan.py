@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from curvops.errors import InputError
+from curvops.volume.spectral_form import SpectralForm
 
 if TYPE_CHECKING:
     from curvops.risk import EmpiricalRisk
 
 _DRAWS = {"hmc": 200, "sgld": 2000}
-_PRECONDITIONERS = ("none", "rmsprop")
+_PRECONDITIONERS = ("none", "rmsprop", "diagonal", "lowrank", "dense")
 _LEAST_LEARNING = 20
 """Moves that something can be learned from."""
 
@@ -27,11 +28,12 @@ class Plan:
         num_draws: Draws of each that are kept.
         num_burnin: Draws of each that are thrown away.
         step_size: ``h`` or ``η``; None to learn it.
-        num_leapfrog: Leapfrog steps of an HMC move.
+        num_leapfrog: Leapfrog steps of an HMC move, on average.
         localization: ``γ``.
         inverse_temperature: ``nβ``.
         batch_size: SGLD's mini-batches; None for the risk's own.
-        preconditioner: ``"none"`` or ``"rmsprop"``.
+        preconditioner: Its name; ``"given"`` for a form.
+        form: The curvature that was given to precondition with.
     """
 
     method: str
@@ -44,6 +46,7 @@ class Plan:
     inverse_temperature: float
     batch_size: int | None
     preconditioner: str
+    form: SpectralForm | None
 
     @classmethod
     def of(
@@ -59,7 +62,7 @@ class Plan:
         localization: float = 1.0,
         inverse_temperature: float | None = None,
         batch_size: int | None = None,
-        preconditioner: str = "none",
+        preconditioner: str | SpectralForm = "none",
     ) -> Plan:
         """Check the arguments, and fill in those that were left out.
 
@@ -68,15 +71,14 @@ class Plan:
         """
         if method not in _DRAWS:
             raise InputError(f'method must be "hmc" or "sgld"; got {method!r}.')
-        if preconditioner not in _PRECONDITIONERS:
-            raise InputError(f'preconditioner must be "none" or "rmsprop"; got {preconditioner!r}.')
+        name, form = _preconditioner(preconditioner, risk.space.dim)
         draws = _DRAWS[method] if num_draws is None else num_draws
         burnin = draws if num_burnin is None else num_burnin
         learns = step_size == "auto"
         _check_counts(
             num_chains=(num_chains, 1),
             num_draws=(draws, 4),
-            num_burnin=(burnin, _least_burnin(method, learns, preconditioner)),
+            num_burnin=(burnin, _least_burnin(method, learns, name)),
             num_leapfrog=(num_leapfrog, 1),
         )
         return cls(
@@ -89,7 +91,8 @@ class Plan:
             localization=_localization(localization),
             inverse_temperature=_inverse_temperature(risk, inverse_temperature),
             batch_size=_batch_size(batch_size, method),
-            preconditioner=preconditioner,
+            preconditioner=name,
+            form=form,
         )
 
     @property
@@ -122,9 +125,22 @@ class Plan:
         return f"Raise num_burnin= and num_draws=, or {' or '.join(others)}."
 
 
+def _preconditioner(value: str | SpectralForm, dim: int) -> tuple[str, SpectralForm | None]:
+    if isinstance(value, SpectralForm):
+        if value.dim != dim:
+            raise InputError(
+                f"preconditioner has the dimension {value.dim}; the risk has {dim} parameters."
+            )
+        return "given", value
+    if value not in _PRECONDITIONERS:
+        names = ", ".join(f'"{name}"' for name in _PRECONDITIONERS)
+        raise InputError(f"preconditioner must be {names} or a SpectralForm; got {value!r}.")
+    return value, None
+
+
 def _least_burnin(method: str, learns: bool, preconditioner: str) -> int:
     """Return how many draws whatever is learned in the burn-in takes."""
-    rounds = 1 + (preconditioner != "none")
+    rounds = 1 + (preconditioner == "rmsprop")
     if not learns:
         return 0 if rounds == 1 else _LEAST_LEARNING
     return rounds * _LEAST_LEARNING * (4 if method == "sgld" else 1)

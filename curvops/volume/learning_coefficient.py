@@ -16,7 +16,7 @@ import math
 import warnings
 from statistics import fmean
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -28,9 +28,12 @@ from curvops.rng import as_seed
 from curvops.volume.coefficient_chains import Chains
 from curvops.volume.coefficient_plan import Plan
 from curvops.volume.coefficient_result import LearningCoefficient
+from curvops.volume.cost import Cost
 from curvops.volume.diagnostics import effective_sample_size, interval, rhat, standard_error
+from curvops.volume.forms import Kind, spectral_form
 from curvops.volume.localized import LocalizedPosterior, evaluating
 from curvops.volume.sgld import MiniBatches
+from curvops.volume.spectral_form import SpectralForm
 
 if TYPE_CHECKING:
     from curvops.risk import EmpiricalRisk
@@ -59,7 +62,7 @@ def local_learning_coefficient(
     localization: float = 1.0,
     inverse_temperature: float | None = None,
     batch_size: int | None = None,
-    preconditioner: str = "none",
+    preconditioner: str | SpectralForm = "none",
     seed: int | torch.Generator = 0,
     progress: bool = False,
 ) -> LearningCoefficient:
@@ -92,13 +95,17 @@ def local_learning_coefficient(
             and freezes it: for an acceptance of 80 % by HMC; for SGLD the largest step with a
             bias of 5 % that a Metropolis test on all data would accept 95 % of the time, which
             takes as many gradients of all data as the burn-in has steps.
-        num_leapfrog: Leapfrog steps of one HMC move.
+        num_leapfrog: Leapfrog steps of an HMC move, on average: from half to one and a half times
+            as many, lest trajectories come back to where they began.
         localization: ``γ ≥ 0``, how strongly chains are tied to ``θ*``.
         inverse_temperature: ``nβ``; ``n / log n`` by default, with ``n`` the size of the data
             set.
         batch_size: SGLD's mini-batches; as the risk cuts its data, by default.
-        preconditioner: ``"rmsprop"`` scales parameters by the root mean square of their gradients
-            in the burn-in; frozen afterwards, so that it adds no bias.
+        preconditioner: Coordinates to sample in; they change the speed, not the answer. From the
+            Gauss–Newton matrix at ``θ*``: ``"diagonal"``, ``"lowrank"`` or ``"dense"`` (see
+            :func:`curvops.volume.forms.spectral_form`), or a form of your own. ``"rmsprop"``
+            scales parameters by the root mean square of their gradients in the burn-in, and is
+            frozen afterwards.
         seed: An integer, or a generator. The global generator is not used.
         progress: Show a bar over the moves.
 
@@ -154,11 +161,22 @@ def local_learning_coefficient(
                 "needs a point where it is finite, and a minimum."
             )
         chains = Chains(posterior, num_chains, generator, bar.update)
+        _precondition(plan, chains, risk, as_seed(generator))
         run = _hmc if method == "hmc" else _sgld
         result = run(plan, chains, posterior, generator, start)
     if not result.converged:
         warnings.warn(f"{result} {plan.remedy()}", UnconvergedWarning, stacklevel=2)
     return result
+
+
+def _precondition(plan: Plan, chains: Chains, risk: EmpiricalRisk, seed: int) -> None:
+    """Change to coordinates in which the quadratic model at the centre is round."""
+    form = plan.form
+    if plan.preconditioner in ("diagonal", "lowrank", "dense"):
+        kind = cast(Kind, plan.preconditioner)
+        form, chains.num_matvecs = spectral_form(Cost(risk), kind, seed=seed)
+    if form is not None:
+        chains.reframe(chains.posterior.round_frame(form))
 
 
 def _hmc(
@@ -177,7 +195,7 @@ def _hmc(
     first, second = plan.rounds
     if first:
         settle(first)
-        chains.precondition()
+        chains.even_out()
     step = settle(second)
     burnin, _ = chains.take()
     chains.metropolis(plan.num_draws, plan.num_leapfrog, step)
@@ -223,7 +241,7 @@ def _sgld(
     first, second = plan.rounds
     if first:
         settle(first)
-        chains.precondition()
+        chains.even_out()
     step = settle(second)
     burnin, _ = chains.take()
     chains.langevin(plan.num_draws, step, stream, count)
@@ -282,6 +300,7 @@ def _result(
         num_batches=num_batches,
         num_gradients=chains.num_gradients,
         num_passes=math.ceil(chains.num_passes - 1e-9),
+        num_matvecs=chains.num_matvecs,
         seconds=perf_counter() - start,
     )
 

@@ -19,14 +19,18 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from curvops.volume.moves import Points
+from curvops.volume.spectral_form import Root, SpectralForm
 
 if TYPE_CHECKING:
     from curvops.risk import EmpiricalRisk
 
+_LEAST = 1e-8
+"""Flat directions are not stretched beyond this part of the largest precision, at first."""
+
 
 @dataclass(frozen=True)
 class LocalizedPosterior:
-    r"""A target for chains in coordinates :math:`z` with :math:`\theta = \theta^* + s \odot z`.
+    r"""A target for chains in coordinates :math:`z` with :math:`\theta = \theta^* + S z`.
 
     Attributes:
         risk: The risk, over all data or over a mini-batch.
@@ -34,7 +38,7 @@ class LocalizedPosterior:
         loss: The risk at the centre, float64, so that the log-density is 0 there.
         weight: ``nβ Z / n``, what the risk is multiplied with.
         localization: ``γ``.
-        scale: ``s`` ``[P]``, one by default; chains see unit steps in z.
+        frame: ``S``, the identity by default.
     """
 
     risk: EmpiricalRisk
@@ -42,7 +46,7 @@ class LocalizedPosterior:
     loss: Tensor
     weight: float
     localization: float
-    scale: Tensor | None = None
+    frame: Root | None = None
 
     @classmethod
     def of(
@@ -64,11 +68,11 @@ class LocalizedPosterior:
         assert isinstance(gradients, Tensor)  # in the format of the points
         value = -self.weight * (losses.double() - self.loss) - self._pull(offset)
         gradient = -self.weight * gradients.T - self.localization * offset
-        return value, gradient if self.scale is None else self.scale * gradient
+        return value, gradient if self.frame is None else self.frame.adjoint(gradient.T).T
 
     def offset(self, z: Tensor) -> Tensor:
         """Return ``θ - θ*``, ``[M, P]``."""
-        return z if self.scale is None else self.scale * z
+        return z if self.frame is None else self.frame.forward(z.T).T
 
     def distances(self, z: Tensor) -> Tensor:
         """Return ``‖θ - θ*‖``, ``[M]``, float64."""
@@ -79,13 +83,23 @@ class LocalizedPosterior:
         return -points.value - self._pull(self.offset(points.x))
 
     def loss_gradients(self, points: Points) -> Tensor:
-        """Return the risk's gradients ``[M, P]`` in θ, without another evaluation."""
-        gradient = points.gradient if self.scale is None else points.gradient / self.scale
-        return -(gradient + self.localization * self.offset(points.x)) / self.weight
+        """Return the risk's gradients ``[M, P]``, in the parameters' own coordinates only."""
+        assert self.frame is None
+        return -(points.gradient + self.localization * points.x) / self.weight
 
-    def rescaled(self, scale: Tensor) -> LocalizedPosterior:
+    def framed(self, frame: Root | None) -> LocalizedPosterior:
         """Return the same density in other coordinates."""
-        return replace(self, scale=scale)
+        return replace(self, frame=frame)
+
+    def round_frame(self, form: SpectralForm) -> Root:
+        """Return the frame in which a normal distribution of this curvature is a standard one."""
+        largest = self.weight * form.largest() + self.localization
+
+        def scale(curvature: Tensor) -> Tensor:
+            precision = self.weight * curvature + self.localization
+            return precision.clamp(min=_LEAST * largest).rsqrt() if largest else curvature + 1.0
+
+        return form.root(scale)
 
     def _pull(self, offset: Tensor) -> Tensor:
         return 0.5 * self.localization * offset.double().square().sum(1)

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from curvops import EmpiricalRisk
 from curvops.errors import DivergenceError, InputError
+from curvops.volume.cost import Cost
+from curvops.volume.forms import spectral_form
 from curvops.volume.localized import LocalizedPosterior, evaluating
 from curvops.volume.moves import evaluate
 from curvops.volume.sgld import MiniBatches, langevin
+from curvops.volume.spectral_form import SpectralForm
 
 DOUBLE = torch.float64
 
@@ -83,30 +86,56 @@ def by_hand(risk: EmpiricalRisk, theta: Tensor) -> tuple[Tensor, Tensor]:
 # --------------------------------------------------------------------- the density
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-def test_the_density_is_the_formula(scaled: bool) -> None:
+@pytest.mark.parametrize("framed", [False, True])
+def test_the_density_is_the_formula(framed: bool) -> None:
     risk = network(weight_decay=0.3)
+    dim = risk.space.dim
     posterior = LocalizedPosterior.of(risk, inverse_temperature=40.0, localization=2.0)
-    scale = torch.rand(risk.space.dim, generator=generator(5), dtype=DOUBLE) + 0.5
-    posterior = posterior.rescaled(scale) if scaled else posterior
-    z = draw(5, risk.space.dim, seed=3)
+    S = torch.eye(dim, dtype=DOUBLE)
+    if framed:
+        form = SpectralForm(dim, draw(dim, seed=5).abs(), torch.linalg.qr(draw(dim, dim)).Q)
+        posterior = posterior.framed(form.root(lambda x: x + 0.1))
+        assert posterior.frame is not None
+        S = posterior.frame.forward(S)
+    z = draw(5, dim, seed=3)
     points = evaluate(posterior, z)
     for k in range(5):
-        factor = scale if scaled else torch.ones_like(scale)
-        theta = risk.theta + factor * z[k]
-        value, gradient = by_hand(risk, theta)
+        offset = S @ z[k]
+        value, gradient = by_hand(risk, risk.theta + offset)
         rise = 40.0 * (value - by_hand(risk, risk.theta)[0])
-        offset = theta - risk.theta
-        expected = -rise - offset @ offset
-        torch.testing.assert_close(points.value[k], expected, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(
-            points.gradient[k], factor * (-40 * gradient - 2 * offset), rtol=1e-9, atol=1e-9
-        )
+        torch.testing.assert_close(points.value[k], -rise - offset @ offset, rtol=1e-9, atol=1e-9)
+        slope = S.T @ (-40 * gradient - 2 * offset)
+        torch.testing.assert_close(points.gradient[k], slope, rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(posterior.rises(points)[k], rise, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(posterior.distances(z)[k], offset.norm(), rtol=1e-12, atol=0)
-        torch.testing.assert_close(
-            posterior.loss_gradients(points)[k], gradient, rtol=1e-8, atol=1e-9
-        )
+        if not framed:
+            loss_gradient = posterior.loss_gradients(points)[k]
+            torch.testing.assert_close(loss_gradient, gradient, rtol=1e-8, atol=1e-9)
+
+
+def test_a_normal_distribution_is_a_standard_one_in_its_round_frame() -> None:
+    """The rotation is right: log π = -½‖z‖² whatever the eigenvectors."""
+    A = draw(6, 6)
+    risk = EmpiricalRisk(
+        lambda p, x: x @ p["w"], nn.MSELoss(), {"w": torch.zeros(6, dtype=DOUBLE)}, [(A, 0 * A[0])]
+    )
+    posterior = LocalizedPosterior.of(risk, inverse_temperature=50.0, localization=2.0)
+    form, _ = spectral_form(Cost(risk), "dense")
+    round_one = posterior.framed(posterior.round_frame(form))
+    z = draw(4, 6, seed=2)
+    value, gradient = round_one(z)
+    torch.testing.assert_close(value, -0.5 * z.square().sum(1))
+    torch.testing.assert_close(gradient, -z)
+
+
+def test_flat_directions_have_a_frame() -> None:
+    flat = SpectralForm(2, torch.zeros(2, dtype=DOUBLE), None)
+    half = SpectralForm(2, torch.tensor([0.0, 4.0], dtype=DOUBLE), None)
+    posterior = LocalizedPosterior.of(quadratic(), inverse_temperature=1.0, localization=0.0)
+    identity = torch.eye(2, dtype=DOUBLE)
+    torch.testing.assert_close(posterior.round_frame(flat).forward(identity), identity)
+    stretched = posterior.round_frame(half).forward(identity).diagonal()
+    torch.testing.assert_close(stretched, torch.tensor([0.5e4, 0.5], dtype=DOUBLE))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
