@@ -128,7 +128,7 @@ def _points(
 ) -> None:
     """Draw a line, with points where there are few."""
     if len(x):
-        marker = {"marker": "o", "markersize": 3.5} if len(x) <= 40 else {}
+        marker: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(x) <= 40 else {}
         ax.plot(x, y, color=color, label=label, **(marker | o))
 
 

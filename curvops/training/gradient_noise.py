@@ -28,7 +28,7 @@ from curvops.training.individual import Batch, Request, Rows, Statistics, sample
 from curvops.training.quantity import Every, Measured, Quantity, Setting
 from curvops.training.run import plain_fields
 
-COORDINATES = 1 << 15
+COORDINATES = 1 << 13
 """Parameters whose signal-to-noise ratio is averaged, by default."""
 
 

@@ -7,6 +7,7 @@ an accumulated gradient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,14 +119,11 @@ class Updates:
     def update(self, step: int) -> Update:
         """Return the way from the last :meth:`begin` to now."""
         assert self._start is not None
-        wide = [torch.promote_types(p.dtype, torch.float32) for p in self._params]
-        now = [p.detach().to(dtype) for p, dtype in zip(self._params, wide, strict=True)]
-        then = [p.to(dtype) for p, dtype in zip(self._start, wide, strict=True)]
+        now, then = [p.detach() for p in self._params], self._start
+        ends = (dict(zip(self._names, then, strict=True)), dict(zip(self._names, now, strict=True)))
+        if any(p.dtype.itemsize < 4 for p in now):
+            now, then = [p.float() for p in now], [p.float() for p in then]
         blocks = list(torch._foreach_sub(now, then))
-        ends = (
-            dict(zip(self._names, self._start, strict=True)),
-            dict(zip(self._names, (p.detach() for p in self._params), strict=True)),
-        )
         length = _norm(blocks)
         if 1e-15 < length < 1e15:  # squares of its numbers neither vanish nor overflow
             return Update(step, blocks, length, length, *ends)
@@ -155,9 +153,4 @@ def innermost(optimizer: Any) -> Any:
 
 
 def _norm(blocks: Sequence[Tensor]) -> float:
-    if not blocks:
-        return 0.0
-    norms = torch.stack(
-        [n.double().to(blocks[0].device) for n in torch._foreach_norm(list(blocks))]
-    )
-    return float(norms.norm())
+    return math.hypot(*(float(norm) for norm in torch._foreach_norm(list(blocks))))

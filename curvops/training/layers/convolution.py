@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from curvops.training.individual import Blocks, Rows
 from curvops.training.layers.base import CHUNK_NUMEL, Layer, row_dot, rows_of
 
+_WINDOWS_NUMEL = 1 << 19
+"""Numbers of unfolded windows at a time: 2 MiB of float32."""
+
 
 class ConvLayer(Layer):
     """``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` with padding by zeros.
@@ -61,8 +64,12 @@ class ConvLayer(Layer):
         if "weight" in self.places:
             found[self.places["weight"]] = torch.cat(list(self._weight_gradients()))
         if "bias" in self.places:
-            found[self.places["bias"]] = self.delta.flatten(2).sum(2)
+            found[self.places["bias"]] = self._summed()
         return found
+
+    def _summed(self) -> Tensor:
+        """Return the gradients of the bias ``[B, out]``."""
+        return self.delta.sum(tuple(range(2, self.delta.ndim)))
 
     def _over_data(self, rows: Rows, reduce: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
         found = {}
@@ -72,24 +79,36 @@ class ConvLayer(Layer):
             found[place] = torch.stack(parts).sum(0)
         if "bias" in self.places:
             place = self.places["bias"]
-            found[place] = reduce(rows_of(self.delta.flatten(2).sum(2), rows[place]))
+            found[place] = reduce(rows_of(self._summed(), rows[place]))
         return found
 
     def _weight_gradients(self) -> Iterator[Tensor]:
         """Yield G_n in chunks ``[b, *weight.shape]``."""
         weight: Any = self._module.weight
-        groups: Any = self._module.groups
-        unfolded = self.x[0].numel() * weight[0, 0].numel()
-        chunk = max(1, CHUNK_NUMEL // max(1, weight.numel() + unfolded))
+        chunk = max(1, CHUNK_NUMEL // max(1, weight.numel()))
         for x, delta in zip(self.x.split(chunk), self.delta.split(chunk), strict=True):
-            a = rearrange(_unfold(self._module, x), "b (g i) t -> b g i t", g=groups)
-            d = rearrange(delta, "b (g o) ... -> b g o (...)", g=groups)
-            yield (d @ a.mT).reshape(len(x), *weight.shape)
+            yield self._of_chunk(x, delta).reshape(len(x), *weight.shape)
+
+    def _of_chunk(self, x: Tensor, delta: Tensor) -> Tensor:
+        """Return G_n of some data ``[b, groups, out / groups, in * kernel]``.
+
+        Windows are unfolded for a few data at a time, as many as stay in the cache.
+        """
+        weight: Any = self._module.weight
+        groups: int = self._module.groups  # type: ignore[assignment]
+        found = x.new_empty(len(x) * groups, weight.shape[0] // groups, weight[0].numel())
+        few = max(1, _WINDOWS_NUMEL // max(1, x[0].numel() * weight[0, 0].numel()))
+        parts = zip(x.split(few), delta.split(few), found.split(few * groups), strict=True)
+        for some, of_some, into in parts:
+            a = rearrange(_unfold(self._module, some), "b (g i) t -> (b g) i t", g=groups)
+            d = rearrange(of_some, "b (g o) ... -> (b g) o (...)", g=groups)
+            torch.bmm(d, a.mT, out=into)
+        return found
 
     def _of_bias(self, measure: Callable[[Tensor, int], Tensor]) -> Tensor:
         if "bias" not in self.places:
             return self.delta.new_zeros(len(self.delta))
-        return measure(self.delta.flatten(2).sum(2), self.places["bias"])
+        return measure(self._summed(), self.places["bias"])
 
 
 _CONVOLUTIONS: dict[int, Any] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
