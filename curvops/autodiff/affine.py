@@ -36,7 +36,7 @@ _FEWEST = 8
 _SAMPLE = 256
 """Coordinates that most often show that points have no structure."""
 _ROUNDING = 8.0
-"""Units in the last place that a point may lie off the plane."""
+"""Units in the last place of a coordinate's largest value that points may lie off the plane."""
 
 
 @dataclass(frozen=True)
@@ -115,46 +115,52 @@ def find_affine(rows: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """
     if len(rows) < _FEWEST:
         return None
-    stride = max(1, rows.shape[1] // _SAMPLE)
-    if _fit(rows[:, ::stride]) is None:
+    differs = (rows[[len(rows) // 2, -1]] != rows[0]).any(0).nonzero()[:, 0]
+    if not len(differs):
         return None
-    return _fit(rows)
-
-
-def _fit(rows: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    size = max(1, _NUMEL // rows.shape[1])
-    starts = range(0, len(rows), size)
-    origin = rows[0].double()
-    # In units of what a coordinate rounds to: where it is small it knows more about coefficients.
-    unit = rows.abs().amax(0).double()
-    scale = torch.where(unit > 0, 1 / unit, 0)
-
-    def moved(start: int) -> Tensor:
-        return (rows[start : start + size].double() - origin) * scale
-
-    distances = torch.cat([moved(start).square().sum(1) for start in starts])
+    sample = rows[:, differs[:: max(1, len(differs) // _SAMPLE)]]
     pivots: list[int] = []
+    distances = ((sample - sample[0]).abs() / sample.abs().amax(0)).amax(1)
     while len(pivots) < _PIVOTS:
         pivots.append(int(distances.argmax()))
-        steps = rows[pivots].double() - origin
-        scaled = steps * scale
-        gram = scaled @ scaled.T
-        if int(torch.linalg.matrix_rank(gram)) < len(pivots):
+        fit = _fit(sample, pivots)
+        if fit is None:
             return None
-        fitted, distant, worst = [], [], 0.0
-        for start in starts:
-            rest, coefficients = moved(start), torch.zeros(len(pivots), 1).to(gram)
-            for _ in range(2):  # the second time removes the rounding of the first
-                step = torch.linalg.solve(gram, scaled @ rest.T)
-                coefficients = coefficients + step
-                rest = rest - step.T @ scaled
-            worst = max(worst, float(rest.abs().max()))
-            fitted.append(coefficients)
-            distant.append(rest.square().sum(1))
-        if worst <= _ROUNDING * torch.finfo(rows.dtype).eps:
-            return rows[0], steps.T.to(rows.dtype), torch.cat(fitted, dim=1).to(rows.dtype)
-        distances = torch.cat(distant)
+        distances = fit[1]
+        if float(distances.max()) <= _ROUNDING:
+            found = _fit(rows, pivots)
+            if found is None or float(found[1].max()) > _ROUNDING:
+                return None
+            steps = (rows[pivots].double() - rows[0].double()).T
+            return rows[0], steps.to(rows.dtype), found[0].to(rows.dtype)
     return None
+
+
+def _fit(rows: Tensor, pivots: list[int]) -> tuple[Tensor, Tensor] | None:
+    """Express points by some of them: coefficients ``[r, K]``, and how far off the points are.
+
+    Distances ``[K]`` are largest ones over the coordinates, in units of their rounding.
+    """
+    origin = rows[0].double()
+    # Where a coordinate is small it rounds less, and knows more about the coefficients.
+    unit = rows.abs().amax(0).double() * torch.finfo(rows.dtype).eps
+    scale = torch.where(unit > 0, 1 / unit, 0)
+    steps = (rows[pivots].double() - origin) * scale
+    gram = steps @ steps.T
+    if int(torch.linalg.matrix_rank(gram)) < len(pivots):
+        return None
+    fitted, distances = [], []
+    for part in rows.split(max(1, _NUMEL // rows.shape[1])):
+        rest = (part.double() - origin).mul_(scale)
+        coefficients = torch.zeros(len(pivots), len(part)).to(gram)
+        # Where doubles are fitted in doubles, a second time removes the rounding of the first.
+        for _ in range(2 if rows.dtype == torch.float64 else 1):
+            step = torch.linalg.solve(gram, steps @ rest.T)
+            coefficients += step
+            rest.addmm_(step.T, steps, alpha=-1)
+        fitted.append(coefficients)
+        distances.append(rest.abs_().amax(1))
+    return torch.cat(fitted, dim=1), torch.cat(distances)
 
 
 class SharedProducts(TorchFunctionMode):
