@@ -35,7 +35,12 @@ from curvops.operators import (
     TransposedJacobianLinearOperator,
 )
 from curvops.risk import EmpiricalRisk
-from curvops.volume import basin_volume, volume_scaling
+from curvops.volume import (
+    LearningCoefficient,
+    basin_volume,
+    local_learning_coefficient,
+    volume_scaling,
+)
 
 __version__ = "0.1.0"
 
@@ -63,6 +68,7 @@ __all__ = [
     "diagonal",
     "eigsh",
     "frobenius_norm",
+    "local_learning_coefficient",
     "logdet",
     "solve",
     "spectral_density",
@@ -71,6 +77,7 @@ __all__ = [
     # answers
     "EighResult",
     "Estimate",
+    "LearningCoefficient",
     "SpectralDensity",
     "UnconvergedWarning",
     # modules

@@ -7,11 +7,13 @@ matplotlib comes with the extra ``plot`` and is imported when the first picture 
 
 from __future__ import annotations
 
+from curvops.plotting.coefficient_sweep import coefficient_sweep
 from curvops.plotting.cumulative import cumulative
 from curvops.plotting.density import density
 from curvops.plotting.eigenpairs import eigenpairs
 from curvops.plotting.estimate import estimates
 from curvops.plotting.grit import grit
+from curvops.plotting.learning_coefficient import learning_coefficient
 from curvops.plotting.line import line
 from curvops.plotting.local_exponent import local_exponent
 from curvops.plotting.logdet import logdet
@@ -37,12 +39,14 @@ __all__ = [
     "DARK",
     "LIGHT",
     "Theme",
+    "coefficient_sweep",
     "cumulative",
     "density",
     "eigenpairs",
     "estimates",
     "explained_variance",
     "grit",
+    "learning_coefficient",
     "line",
     "local_exponent",
     "logdet",

@@ -14,6 +14,14 @@
     What bounds a basin, what it is measured with, which parameters it is about, and where to look.
 ``logdet``
     log det(H + cI) from eigenvalues, with its rounding error, honest about indefiniteness.
+``learning_coefficient``
+    The exponent by which a basin's volume shrinks with its threshold, from chains.
+``coefficient_sweep``
+    The same over step sizes, localisations and temperatures.
+``diagnostics``
+    How well chains have mixed: R-hat, effective sample size, the error of an average.
+``moves``
+    Metropolis-adjusted moves of many chains at once.
 """
 
 from __future__ import annotations
@@ -23,9 +31,12 @@ from curvops.volume.ball import log_threshold, log_unit_ball
 from curvops.volume.basin import basin_volume
 from curvops.volume.bridge import bridge_volume
 from curvops.volume.bridge_result import BridgeVolume
+from curvops.volume.coefficient_result import LearningCoefficient
+from curvops.volume.coefficient_sweep import CoefficientSweep, coefficient_sweep
 from curvops.volume.cost import Cost
 from curvops.volume.ellipsoid import ellipsoid_volume
 from curvops.volume.gaussian_ellipsoid import log_gaussian_ellipsoid
+from curvops.volume.learning_coefficient import local_learning_coefficient
 from curvops.volume.logdet import LogDet, logdet_from_eigenvalues
 from curvops.volume.preconditioner import Preconditioner, build_preconditioner
 from curvops.volume.prior import Box, Gaussian, Lebesgue, Measure
@@ -40,7 +51,9 @@ __all__ = [
     "BridgeVolume",
     "Cost",
     "Gaussian",
+    "CoefficientSweep",
     "IndefiniteError",
+    "LearningCoefficient",
     "Lebesgue",
     "LogDet",
     "Measure",
@@ -52,6 +65,8 @@ __all__ = [
     "bridge_volume",
     "build_preconditioner",
     "ellipsoid_volume",
+    "coefficient_sweep",
+    "local_learning_coefficient",
     "log_ellipsoid",
     "log_gaussian_ellipsoid",
     "log_threshold",

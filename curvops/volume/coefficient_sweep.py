@@ -36,14 +36,14 @@ class SweepRun:
     Attributes:
         step_size: As asked for: a number, or ``"auto"``.
         localization: ``γ``.
-        inverse_temperature: ``nβ``; None where the default was asked for and the chains diverged.
+        inverse_temperature: ``nβ``.
         result: The estimate; None if the chains diverged.
         failure: How they diverged; empty if they did not.
     """
 
     step_size: float | str
     localization: float
-    inverse_temperature: float | None
+    inverse_temperature: float
     result: LearningCoefficient | None
     failure: str
 
@@ -72,13 +72,14 @@ class CoefficientSweep:
         rows.append(f"  {'step size':>10} {'γ':>8} {'nβ':>9}   λ̂")
         for run in self.runs:
             step = run.step_size if isinstance(run.step_size, str) else f"{run.step_size:.3g}"
-            heat = "–" if run.inverse_temperature is None else f"{run.inverse_temperature:.4g}"
             if run.result is None:
                 told = "diverged"
             else:
                 doubt = "" if run.result.converged else f"  not converged: {run.result.reason}"
                 told = f"{run.result.value:.4g} ± {run.result.stderr:.2g}{doubt}"
-            rows.append(f"  {step:>10} {run.localization:>8.3g} {heat:>9}   {told}")
+            rows.append(
+                f"  {step:>10} {run.localization:>8.3g} {run.inverse_temperature:>9.4g}   {told}"
+            )
         return "\n".join(rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def coefficient_sweep(
     whole = as_seed(seed)
     runs: list[SweepRun] = []
     grid = list(product(heats, ties, steps))
-    for heat, tie, step in grid:
+    plans = [
         Plan.of(
             risk,
             method=method,
@@ -186,8 +187,12 @@ def coefficient_sweep(
             inverse_temperature=heat,
             **options,
         )
-    for heat, tie, step in tqdm(grid, unit="estimate", disable=not progress):
-        failure, result, used = "", None, heat
+        for heat, tie, step in grid
+    ]
+    for plan, (heat, tie, step) in zip(
+        tqdm(plans, unit="estimate", disable=not progress, leave=False), grid, strict=True
+    ):
+        failure, result = "", None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UnconvergedWarning)
@@ -200,8 +205,7 @@ def coefficient_sweep(
                     seed=whole,
                     **options,
                 )
-            used = result.inverse_temperature
         except DivergenceError as error:
             failure = str(error)
-        runs.append(SweepRun(step, float(tie), used, result, failure))
+        runs.append(SweepRun(step, plan.localization, plan.inverse_temperature, result, failure))
     return CoefficientSweep(tuple(runs), method, perf_counter() - start)
