@@ -13,6 +13,7 @@ gradient is that of the loss times a number, and undone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +24,6 @@ from backpack.extensions import BatchGrad
 from backpack.extensions.firstorder.base import FirstOrderModuleExtension
 from torch import Tensor, nn
 
-from curvops.losses import Loss
 from curvops.training.collected import FromLayers
 from curvops.training.individual import Blocks, Individual
 from curvops.training.layers import (
@@ -173,8 +173,7 @@ class Collector:
 
     def collected(
         self,
-        loss: Loss,
-        y: Any,
+        slopes: Tensor,
         totals: Tensor,
         z: float,
         again: Callable[[Mapping[str, Tensor] | None], Individual],
@@ -182,17 +181,15 @@ class Collector:
         """Return what the block collected, in units of the un-normalised loss; or why not.
 
         Args:
-            loss: What should have been differentiated.
-            y: The targets.
+            slopes: The gradient of the un-normalised loss by the prediction.
             totals: The loss of each datum, ``[B]``.
             z: The normaliser of the mini-batch.
             again: Makes the same from the data, at other parameters or (``None``) at these.
         """
         if self.trouble is not None:
             return self.trouble
-        assert self.prediction is not None
         assert self.slope is not None
-        factor = _ratio(self.slope, loss.gradient(self.prediction, y))
+        factor = _ratio(self.slope, slopes)
         if isinstance(factor, str):
             return factor
         layers, self.layers = self.layers, []
@@ -322,23 +319,19 @@ def _run_extensions(module: nn.Module, gradient: Tensor) -> None:
 
 def _ratio(slope: Tensor, own: Tensor) -> float | str:
     """Return c where ``slope = c own``; or why there is none."""
-    a, b = slope.double().reshape(-1), own.double().reshape(-1)
-    if a.shape != b.shape:
+    if slope.shape != own.shape:
         return "what was differentiated has another shape than the prediction"
-    ab, aa, bb = (float(x) for x in torch.stack([a @ b, a @ a, b @ b]))
-    if not all(map(_is_finite, (ab, aa, bb))):
+    # numpy's calls cost a tenth of torch's, and predictions are small.
+    a, b = (x.to(torch.float64).numpy(force=True).ravel() for x in (slope, own))
+    ab, aa, bb = float(a @ b), float(a @ a), float(b @ b)
+    if not all(map(math.isfinite, (ab, aa, bb))):
         return "the gradient at the prediction is not finite"
     if aa == 0.0 and bb == 0.0:
         return 1.0
-    tolerance = _PARALLEL.get(torch.promote_types(slope.dtype, own.dtype), 1e-2)
-    tolerance = max(tolerance, _PARALLEL.get(slope.dtype, 1e-2))
+    tolerance = max(_PARALLEL.get(x.dtype, 1e-2) for x in (slope, own))
     if aa == 0.0 or bb == 0.0 or ab * ab < (1.0 - tolerance) * aa * bb:
         return "what was differentiated is not loss_func(model(X), y), nor a multiple of it"
     return ab / bb
-
-
-def _is_finite(x: float) -> bool:
-    return abs(x) < float("inf")
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

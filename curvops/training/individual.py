@@ -203,6 +203,17 @@ def losses_of_data(loss: Loss, prediction: Tensor, y: Any) -> Tensor:
     return values.detach().double()
 
 
+def losses_and_slopes(loss: Loss, prediction: Tensor, y: Any) -> tuple[Tensor, Tensor]:
+    """Return the losses of :func:`losses_of_data`, and their gradient by the prediction."""
+    if isinstance(loss, CustomLoss):
+        return losses_of_data(loss, prediction, y), loss.gradient(prediction, y)
+    f = prediction.detach().requires_grad_()
+    with torch.enable_grad():
+        values = loss.per_datum(f, y)
+        (slopes,) = torch.autograd.grad(values.sum(), f, materialize_grads=True)
+    return values.detach().double(), slopes
+
+
 def _vectorised(loss: Loss, f: Tensor, y: Any) -> Tensor | None:
     """Return the losses of a custom callable by vmap, where it can be; else ``None``."""
     if not isinstance(loss, CustomLoss) or not isinstance(y, Tensor) or not y.ndim:

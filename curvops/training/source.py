@@ -29,6 +29,7 @@ from curvops.training.individual import (
     Individual,
     Request,
     check_loss,
+    losses_and_slopes,
     losses_of_data,
     slice_data,
 )
@@ -193,9 +194,10 @@ class Source:
                         torch.autograd.grad(total, list(active.values()), allow_unused=True)
                 finally:
                     collector.end()
-                found = collector.collected(
-                    self._loss, y, expected.totals, expected.normalizer, lambda _: expected
-                )
+                found: Individual | str = collector.trouble or ""
+                if collector.prediction is not None:
+                    totals, slopes = losses_and_slopes(self._loss, collector.prediction, y)
+                    found = collector.collected(slopes, totals, 1.0, lambda _: expected)
             except Exception as error:
                 told = str(error).strip().splitlines() or [""]
                 return f"the model does not run under BackPACK ({told[0][:120]})"
@@ -237,9 +239,13 @@ class Source:
         """
         seen, size = self._seen, self._seen.size
         prediction = seen.prediction if self._forward is None else None
+        slopes = None
         if prediction is not None:
             seen.normalizer = self._normalizer(prediction, y, size)
-            seen.totals = losses_of_data(self._loss, prediction, y)
+            if self._collects:
+                seen.totals, slopes = losses_and_slopes(self._loss, prediction, y)
+            else:
+                seen.totals = losses_of_data(self._loss, prediction, y)
         if start is None:
             return seen
 
@@ -249,20 +255,23 @@ class Source:
             at = dict(zip(self._params, start(), strict=True))
             return FromData(self._model, self._loss, at, X, y, size, self._rng, prediction)
 
-        seen.individual = self._taken(seen, y, again) if self._collects else again(None)
+        seen.individual = self._taken(seen, slopes, again) if self._collects else again(None)
         if seen.totals is None:
             seen.totals, seen.normalizer = seen.individual.totals, seen.individual.normalizer
         return seen
 
     def _taken(
-        self, seen: Seen, y: Any, again: Callable[[Mapping[str, Tensor] | None], Individual]
+        self,
+        seen: Seen,
+        slopes: Tensor | None,
+        again: Callable[[Mapping[str, Tensor] | None], Individual],
     ) -> Individual:
         """Return what BackPACK collected, or the same from the data with a note."""
         collector = self._collector
         assert collector is not None
         made: Individual | str = collector.trouble or ""
-        if not made and seen.totals is not None:
-            made = collector.collected(self._loss, y, seen.totals, seen.normalizer, again)
+        if not made and seen.totals is not None and slopes is not None:
+            made = collector.collected(slopes, seen.totals, seen.normalizer, again)
         collector.clear()
         if not isinstance(made, str):
             return made

@@ -56,6 +56,7 @@ class Updates:
     ) -> None:
         self._names, self._params = tuple(params), list(params.values())
         self._start: list[Tensor] | None = None
+        self._blocks: list[Tensor] | None = None
         self._steps = 0
         self._copied = False
         self._versions: list[int] = []
@@ -95,18 +96,14 @@ class Updates:
         if not copy:
             return
         source = [p.detach() for p in self._params]
-        fits = self._start is not None and all(
-            a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-            for a, b in zip(self._start, source, strict=True)
-        )
-        if fits and self._start is not None:
+        if self._start is not None and _alike(self._start, source):
             torch._foreach_copy_(self._start, source)
         else:
             self._start = [p.clone() for p in source]
 
     def forget(self) -> None:
         """Drop the copies."""
-        self._start = None
+        self._start = self._blocks = None
 
     def moved(self) -> bool:
         """Tell whether any parameter has another value than at :meth:`begin`."""
@@ -117,13 +114,11 @@ class Updates:
 
     @torch.no_grad()
     def update(self, step: int) -> Update:
-        """Return the way from the last :meth:`begin` to now."""
+        """Return the way from the last :meth:`begin` to now; it is good until the next call."""
         assert self._start is not None
         now, then = [p.detach() for p in self._params], self._start
         ends = (dict(zip(self._names, then, strict=True)), dict(zip(self._names, now, strict=True)))
-        if any(p.dtype.itemsize < 4 for p in now):
-            now, then = [p.float() for p in now], [p.float() for p in then]
-        blocks = list(torch._foreach_sub(now, then))
+        blocks = self._difference(now, then)
         length = _norm(blocks)
         if 1e-15 < length < 1e15:  # squares of its numbers neither vanish nor overflow
             return Update(step, blocks, length, length, *ends)
@@ -133,6 +128,16 @@ class Updates:
         scaled = [(b.double() / largest).to(b.dtype) for b in blocks]
         unit = _norm(scaled)
         return Update(step, scaled, largest * unit, unit, *ends)
+
+    def _difference(self, now: Sequence[Tensor], then: Sequence[Tensor]) -> list[Tensor]:
+        """Return d, in tensors that the next call fills again: new ones cost page faults."""
+        if any(p.dtype.itemsize < 4 for p in now):
+            now, then = [p.float() for p in now], [p.float() for p in then]
+        if self._blocks is None or not _alike(self._blocks, now):
+            self._blocks = [torch.empty_like(p, requires_grad=False) for p in now]
+        for p, q, out in zip(now, then, self._blocks, strict=True):
+            torch.sub(p, q, out=out)
+        return self._blocks
 
     def close(self) -> None:
         """Stop listening to the optimizer."""
@@ -150,6 +155,13 @@ def innermost(optimizer: Any) -> Any:
             return optimizer
         optimizer, seen = inner, seen + 1
     return optimizer
+
+
+def _alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return all(
+        x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def _norm(blocks: Sequence[Tensor]) -> float:
