@@ -16,6 +16,8 @@
     The hidden units of one net renumbered like those of another.
 ``Trajectory``
     Snapshots during training; ``pca`` beside the random walk's, ``trajectory_plane`` below it.
+``eigenspaces``, ``EigenTracker``, ``subspace_overlap``, ``gradient_share``, ``eigen_lines``
+    The top eigenspace while training goes on: how it turns, and what is in it.
 """
 
 from __future__ import annotations
@@ -31,10 +33,18 @@ from curvops.landscape.directions import (
     eigenvector,
     toward,
 )
+from curvops.landscape.eigen_line import eigen_lines
+from curvops.landscape.eigenspaces import Eigenspaces, EigenTracker, eigenspaces
 from curvops.landscape.fit_path import PathFit, annealed, fit_path
 from curvops.landscape.line import Lines, line
 from curvops.landscape.noise import Noise
 from curvops.landscape.normalization import normalize
+from curvops.landscape.overlap import (
+    GradientShare,
+    SubspaceOverlap,
+    gradient_share,
+    subspace_overlap,
+)
 from curvops.landscape.path import BentPath, Bezier, Path, PolyChain, Segment
 from curvops.landscape.path_scan import PathScan, scan_path
 from curvops.landscape.permutation import Axis, permute
@@ -57,6 +67,9 @@ __all__ = [
     "Connection",
     "Direction",
     "Directions",
+    "EigenTracker",
+    "Eigenspaces",
+    "GradientShare",
     "Lines",
     "Noise",
     "Overlay",
@@ -67,6 +80,7 @@ __all__ = [
     "PolyChain",
     "Rays",
     "Segment",
+    "SubspaceOverlap",
     "Trajectory",
     "TrajectoryPCA",
     "TrajectoryPlane",
@@ -76,8 +90,11 @@ __all__ = [
     "barrier",
     "connect",
     "directions",
+    "eigen_lines",
+    "eigenspaces",
     "eigenvector",
     "fit_path",
+    "gradient_share",
     "line",
     "normalize",
     "overlay",
@@ -89,6 +106,7 @@ __all__ = [
     "random_walk_variance",
     "rays",
     "scan_path",
+    "subspace_overlap",
     "toward",
     "trajectory_pca",
     "trajectory_plane",

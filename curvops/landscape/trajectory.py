@@ -165,10 +165,19 @@ class Trajectory:
         if not -total <= index < total:
             raise IndexError(f"snapshot {index} of {total}")
         index %= total
-        for start, rows in self._parts():
-            if index < start + len(rows):
-                return self.space.write(rows[index - start].clone().unsqueeze(1), self._format)
-        raise AssertionError  # the parts hold every snapshot
+        for shard in self._shards or ():
+            if index < len(shard.steps):
+                return self._written(shard.points(self.space.dim)[index])
+            index -= len(shard.steps)
+        return self._written(self._rows[index])
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield every snapshot in the format that was recorded."""
+        for _, rows in self._parts():
+            yield from map(self._written, rows)
+
+    def _written(self, row: Tensor) -> Any:
+        return self.space.write(row.clone().unsqueeze(1), self._format)
 
     def columns(self) -> Tensor:
         """Return all snapshots as columns ``[P, T]``, in memory."""

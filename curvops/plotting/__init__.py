@@ -11,7 +11,9 @@ from curvops.plotting.coefficient_sweep import coefficient_sweep
 from curvops.plotting.cumulative import cumulative
 from curvops.plotting.density import density
 from curvops.plotting.eigenpairs import eigenpairs
+from curvops.plotting.eigenvalues_over_steps import eigenvalues_over_steps
 from curvops.plotting.estimate import estimates
+from curvops.plotting.explained_variance import explained_variance
 from curvops.plotting.grit import grit
 from curvops.plotting.learning_coefficient import learning_coefficient
 from curvops.plotting.line import line
@@ -29,7 +31,8 @@ from curvops.plotting.star_radii import star_radii
 from curvops.plotting.style import DARK, LIGHT, Theme, new_axes, theme
 from curvops.plotting.surface import surface
 from curvops.plotting.timing import timing
-from curvops.plotting.trajectory import explained_variance, trajectory
+from curvops.plotting.trajectory import trajectory
+from curvops.plotting.turning import turning
 from curvops.plotting.volume_scaling import volume_scaling
 from curvops.plotting.volume_terms import volume_terms
 from curvops.plotting.volume_weights import volume_weights
@@ -43,6 +46,7 @@ __all__ = [
     "cumulative",
     "density",
     "eigenpairs",
+    "eigenvalues_over_steps",
     "estimates",
     "explained_variance",
     "grit",
@@ -65,6 +69,7 @@ __all__ = [
     "theme",
     "timing",
     "trajectory",
+    "turning",
     "volume_scaling",
     "volume_terms",
     "volume_weights",
