@@ -20,6 +20,7 @@ from benchmarks import (
     products,
     report,
     scaling,
+    training,
 )
 from benchmarks.environment import environment
 from benchmarks.options import Options
@@ -33,10 +34,15 @@ BENCHMARKS = {
     "logdet": (logdet.run, "log-determinants of the digits network, at equal products"),
     "landscape": (landscape.run, "the loss at 81 points of a plane, whatever the batch size"),
     "memory": (memory.run, "peak memory, each case in a process of its own"),
+    "training": (training.run, "a training step with quantities, beside the plain step"),
     "scaling": (scaling.run, "time against data, parameters and columns"),
 }
 
-DEFAULT_PROBLEMS = {"eigs": ("mlp", "cnn", "fashion"), "scaling": scaling.PROBLEMS}
+DEFAULT_PROBLEMS = {
+    "eigs": ("mlp", "cnn", "fashion"),
+    "scaling": scaling.PROBLEMS,
+    "training": training.PROBLEMS,
+}
 """Where all would take hours, or say nothing new; any problem can still be asked for."""
 
 

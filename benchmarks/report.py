@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks import landscape, logdet
+from benchmarks import landscape, logdet, training
 from benchmarks.problems import TITLES
 from benchmarks.results import MEASURED, Result, Row, find, select
 from benchmarks.scaling import slopes
@@ -17,6 +17,7 @@ UNITS = {
     "logdet": "nats of median error over the seeds, in all some 300 products",
     "landscape": "times of copies of the module, one by one; quartiles in brackets",
     "memory": "MB of resident memory above that of the process with model and data",
+    "training": "times of the step without a monitor; quartiles in brackets",
     "scaling": "slope of log time against log size: 1 is proportional",
 }
 
@@ -96,6 +97,7 @@ TABLES = {
     "logdet": logdet.table,
     "landscape": landscape.table,
     "memory": memory,
+    "training": training.table,
     "scaling": scaling,
 }
 

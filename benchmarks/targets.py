@@ -83,3 +83,6 @@ LANDSCAPE_BUDGET_MB = 268.0
 MEMORY_BUDGET = "200MB"
 MEMORY_BUDGET_MB = 200.0
 """What a run under that budget may add to the resident set."""
+
+TRAINING_OVERHEAD = 1.6
+"""Plain steps that a step with Alpha and GradientNoise may take."""

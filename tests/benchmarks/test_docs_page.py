@@ -56,6 +56,15 @@ def landscape() -> list[Row]:
     ]
 
 
+def training() -> list[Row]:
+    ours = {"library": "curvops", "rounds": 5, "extra": {"error": 1e-6, "seconds": 0.01}}
+    return [
+        Row("mlp", "SGD step", variant="Alpha + GradientNoise", value=2.0, **ours),
+        Row("cnn", "SGD step", variant="Alpha + GradientNoise", value=1.5, **ours),
+        Row("mlp", "SGD step", "cockpit", status="not installed"),
+    ]
+
+
 def write(folder: Path) -> None:
     eigs = Row(
         "mlp",
@@ -77,6 +86,7 @@ def write(folder: Path) -> None:
         "logdet": logdet(),
         "landscape": landscape(),
         "memory": [memory],
+        "training": training(),
         "scaling": scaling,
     }
     for name, rows in runs.items():
@@ -111,6 +121,7 @@ def test_misses_are_marked(tmp_path: Path) -> None:
     assert "✗ 4.00 (≥ 5)" in line("GGN, shift 0.01")
     assert "✓ 4.00 (≥ 1.5) | ✓ 90.0 (≤ 268)" in line("512, a plane, as Affine")
     assert "✗ 1.25 (≥ 1.5) | ✗ 300 (≤ 268)" in line("512, any points")
+    assert "✗ 2.00 (≤ 1.6) | ✓ 1.50 (≤ 1.6)" in line("SGD, Alpha + GradientNoise")
     assert "curvlinops, Hessian | 5" not in line("curvlinops, GGN")
 
 
@@ -127,7 +138,7 @@ def test_quick_runs_say_so(tmp_path: Path) -> None:
 
 
 def test_nothing_committed_is_no_error(tmp_path: Path) -> None:
-    assert docs.page(tmp_path).count("Not measured yet.") == 6
+    assert docs.page(tmp_path).count("Not measured yet.") == 7
 
 
 def test_the_committed_page_is_up_to_date() -> None:
