@@ -36,6 +36,7 @@ from curvops.operators import GGNLinearOperator, HessianLinearOperator
 from curvops.report import load_problem
 from curvops.report.accuracy import accuracy
 from curvops.volume import logdet_from_eigenvalues, quadratic_volume
+from curvops.volume.learning_coefficient import local_learning_coefficient
 
 risk = {load}.risk
 hessian = HessianLinearOperator.from_risk(risk)

@@ -24,6 +24,7 @@ from curvops.table import data_frame
 from curvops.volume.coefficient_plan import Plan
 from curvops.volume.coefficient_result import LearningCoefficient
 from curvops.volume.learning_coefficient import local_learning_coefficient
+from curvops.volume.scope import Scope, restrict
 
 if TYPE_CHECKING:
     from curvops.risk import EmpiricalRisk
@@ -127,6 +128,7 @@ def coefficient_sweep(
     localizations: Iterable[float] = (1.0,),
     inverse_temperatures: Iterable[float | None] = (None,),
     method: str = "hmc",
+    scope: Scope = None,
     seed: int | torch.Generator = 0,
     progress: bool = False,
     **options: Any,
@@ -142,6 +144,7 @@ def coefficient_sweep(
         localizations: Values of ``γ``.
         inverse_temperatures: Values of ``nβ``; None for ``n / log n``.
         method: ``"hmc"`` or ``"sgld"``.
+        scope: Globs over the names of the parameters that vary.
         seed: An integer, or a generator.
         progress: Show a bar over the combinations.
         options: Further arguments of :func:`local_learning_coefficient`.
@@ -167,6 +170,7 @@ def coefficient_sweep(
         [2.0, 2.0]
     """
     start = perf_counter()
+    risk = restrict(risk, scope)
     heats, ties, steps = list(inverse_temperatures), list(localizations), list(step_sizes)
     for name, values in (
         ("step_sizes", steps),

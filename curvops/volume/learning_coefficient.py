@@ -32,6 +32,7 @@ from curvops.volume.cost import Cost
 from curvops.volume.diagnostics import effective_sample_size, interval, rhat, standard_error
 from curvops.volume.forms import Kind, spectral_form
 from curvops.volume.localized import LocalizedPosterior, evaluating
+from curvops.volume.scope import Scope, restrict
 from curvops.volume.sgld import MiniBatches
 from curvops.volume.spectral_form import SpectralForm
 
@@ -63,6 +64,7 @@ def local_learning_coefficient(
     inverse_temperature: float | None = None,
     batch_size: int | None = None,
     preconditioner: str | SpectralForm = "none",
+    scope: Scope = None,
     seed: int | torch.Generator = 0,
     progress: bool = False,
 ) -> LearningCoefficient:
@@ -106,6 +108,8 @@ def local_learning_coefficient(
             :func:`curvops.volume.forms.spectral_form`), or a form of your own. ``"rmsprop"``
             scales parameters by the root mean square of their gradients in the burn-in, and is
             frozen afterwards.
+        scope: Globs over parameter names: what varies. The others are held, which gives the
+            coefficient of a part of the network. All by default.
         seed: An integer, or a generator. The global generator is not used.
         progress: Show a bar over the moves.
 
@@ -137,6 +141,7 @@ def local_learning_coefficient(
         (True, True)
     """
     start = perf_counter()
+    risk = restrict(risk, scope)
     plan = Plan.of(
         risk,
         method=method,

@@ -58,6 +58,7 @@ def test_against_an_independent_hessian(weight_decay: float) -> None:
     assert found[f"logdet_shift_{shift:g}"].value == pytest.approx(float(exact), abs=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore::curvops.UnconvergedWarning")  # the report has told already
 def test_every_call_gives_its_number_again(user_folder: Path) -> None:
     problem = load_problem("mine:problem", seed=2)
     found = numbers(run_report(problem, Options(seed=2)))

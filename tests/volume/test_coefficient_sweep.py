@@ -7,10 +7,11 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
 from curvops.errors import InputError
 from curvops.volume.coefficient_sweep import CoefficientSweep, coefficient_sweep
-from tests.volume.test_learning_coefficient import closed, expected, quietly
+from tests.volume.test_learning_coefficient import closed, expected, quadratic, quietly
 
 OPTIONS: dict[str, Any] = {"num_draws": 40, "num_burnin": 40, "num_leapfrog": 3}
 
@@ -85,6 +86,13 @@ def test_bad_choices_are_named_before_any_work() -> None:
         coefficient_sweep(risk, localizations=(1.0, -1.0))
     with pytest.raises(TypeError, match="num_drawers"):
         coefficient_sweep(closed(1.0), num_drawers=3)
+
+
+def test_a_part_of_the_parameters() -> None:
+    sweep = coefficient_sweep(quadratic(torch.ones(6, dtype=torch.float64)), scope="w", **OPTIONS)
+    assert sweep.runs[0].result is not None
+    with pytest.raises(InputError, match="matches none"):
+        coefficient_sweep(quadratic(torch.ones(6, dtype=torch.float64)), scope="v", **OPTIONS)
 
 
 def test_converts(sweep: CoefficientSweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -364,12 +364,19 @@ def test_counts_and_shapes() -> None:
 def test_a_part_of_the_parameters() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
     X, y = draw(20, 3), draw(20, 2, seed=1)
-    risk = EmpiricalRisk(model, nn.MSELoss(), ["1.*"], [(X, y)])
+    risk = EmpiricalRisk(model, nn.MSELoss(), model, [(X, y)])
     with torch.no_grad():
         hidden = torch.cat([model[0](X), torch.ones(20, 1, dtype=DOUBLE)], 1)
         solution = torch.linalg.lstsq(hidden, y).solution.T
-    risk = risk.at(torch.cat([solution[:, :-1].reshape(-1), solution[:, -1]]))
-    result = quietly(risk, inverse_temperature=50.0, localization=10.0, num_chains=64, num_draws=60)
+    risk = risk.at(risk.params | {"1.weight": solution[:, :-1], "1.bias": solution[:, -1]})
+    result = quietly(
+        risk,
+        scope="1.*",
+        inverse_temperature=50.0,
+        localization=10.0,
+        num_chains=64,
+        num_draws=60,
+    )
     curvature = torch.block_diag(*[2 * hidden.T @ hidden / 20] * 2)
     assert abs(result.value - expected(curvature, 50.0, 10.0)) < 4 * result.stderr
     assert result.stderr < 0.1
@@ -547,6 +554,7 @@ def test_one_datum_has_no_default_temperature() -> None:
         ({"batch_size": 4}, 'batch_size is 4; only method="sgld"'),
         ({"batch_size": 0, "method": "sgld"}, "batch_size is 0"),
         ({"seed": -1}, "seed must be"),
+        ({"scope": "v*"}, "matches none of the parameters"),
     ],
 )
 def test_bad_choices_are_named_before_any_work(options: dict[str, Any], message: str) -> None:
