@@ -59,5 +59,5 @@ def volume_weights(volume: StarVolume, *, ax: Axes | None = None) -> Axes:
     ax.set_ylim(0, 1.05)
     ax.set_xlabel("number of directions, the heaviest first")
     ax.set_ylabel("share")
-    ax.legend(loc="center right")
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, columnspacing=1.4)
     return ax

@@ -63,8 +63,11 @@ class Preconditioner:
         return self.form.dim
 
     def directions(self, U: Tensor) -> Tensor:
-        """Return ``M U``, ``[P, K]``, for columns uniform on the sphere."""
-        return self.root.forward(U)
+        """Return ``M U``, ``[P, K]``, for columns uniform on the sphere.
+
+        The symmetric M, rotated back, so that a seed means the same directions on every machine.
+        """
+        return self.root.symmetric(U)
 
     def gaussian(self, beta: float, std: float | None = None) -> Root:
         r"""Return S with :math:`S S^T = (\beta A + I/\sigma^2)^{-1}`, a Gaussian around θ*.

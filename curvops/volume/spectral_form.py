@@ -101,6 +101,17 @@ class Root:
             return self.rest * Z + V @ ((values - self.rest) * (V.T @ Z))
         return V @ (values * Z)
 
+    def symmetric(self, Z: Tensor) -> Tensor:
+        """Return ``f(A) Z``, ``[P, K]``, which is ``S Z`` after a rotation.
+
+        It does not depend on how eigenvectors are chosen: their signs, and what they are within the
+        space of a multiple eigenvalue, hang on rounding.
+        """
+        V = self.form.eigenvectors
+        if V is None or self.form.num_rest:
+            return self.forward(Z)
+        return V @ (self._values(Z) * (V.T @ Z))
+
     def adjoint(self, G: Tensor) -> Tensor:
         """Return ``Sᵀ G``, ``[P, K]``: gradients by ``Z`` from gradients by ``S Z``."""
         V = self.form.eigenvectors

@@ -99,7 +99,9 @@ def survey(
     if directions not in ("auto", "random", "all"):
         raise InputError(f'directions must be "auto", "random" or "all", got {directions!r}.')
     number = as_seed(seed)
-    others = torch.Generator().manual_seed(number)  # what is not a direction has its own stream
+    # What is not a direction has its own streams, whether or not each is needed.
+    others = torch.Generator().manual_seed(number)
+    of_probes, of_trials = as_seed(others), as_seed(others)
     of = Cost(risk, cost, scope)
     measured = as_measure(measure, of.theta, prior_std)
     middle = math.exp(sum(math.log(e) for e in thresholds) / len(thresholds))
@@ -116,12 +118,12 @@ def survey(
             curvature=curvature,
             rank=rank,
             optimizer=optimizer,
-            seed=others,
+            seed=of_probes,
             progress=progress,
         )
     everywhere = directions == "all" or (directions == "auto" and of.dim <= 2)
     if not everywhere and num_pilot:
-        ready = _best_reach(of, ready, measured, middle, num_pilot, num_directions, others)
+        ready = _best_reach(of, ready, measured, middle, num_pilot, num_directions, of_trials)
     domain = StarDomain(of, ready, measured, thresholds, grid=grid, growth=growth)
     look = (
         domain.look_everywhere()
@@ -138,7 +140,7 @@ def _best_reach(
     threshold: float,
     count: int,
     num_directions: int,
-    seed: torch.Generator,
+    seed: int,
 ) -> Preconditioner:
     """Return the preconditioner whose directions promise most, by trial runs along the same ones.
 
@@ -148,11 +150,11 @@ def _best_reach(
     """
     if math.isinf(preconditioner.tau) or math.isinf(preconditioner.std):
         return preconditioner
-    number, best, most = as_seed(seed), preconditioner, -math.inf
+    best, most = preconditioner, -math.inf
     for reach in REACHES:
         tried = preconditioner.reaching(reach * preconditioner.std)
         domain = StarDomain(cost, tried, measure, [threshold], grid=1)
-        log_mass = domain.look_randomly(max(count, 2), number, progress=False).log_mass[0]
+        log_mass = domain.look_randomly(max(count, 2), seed, progress=False).log_mass[0]
         promise = float(log_mass.mean() + ndtri(1 - 1 / num_directions) * log_mass.std())
         if promise > most:
             best, most = tried, promise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,6 +48,9 @@ def test_functions_of_a_form(name: str) -> None:
     S = root.forward(eye)
     assert torch.allclose(S @ S.T, inverse, atol=1e-10)
     assert torch.allclose(root.adjoint(eye), S.T, atol=1e-12)
+    symmetric = root.symmetric(eye)
+    assert torch.allclose(symmetric, symmetric.T, atol=1e-10)
+    assert torch.allclose(symmetric @ symmetric, inverse, atol=1e-10)
     assert torch.allclose(root.inverse(S), eye, atol=1e-10)
     assert torch.allclose(root.scaled(2.0).forward(eye), 2 * S)
     assert root.logabsdet() == pytest.approx(float(torch.logdet(inverse)) / 2)
@@ -96,6 +100,22 @@ def test_dense_is_the_root_of_the_covariance_with_its_rotation(std: float | None
     S = M.gaussian(3.0, std=0.5).forward(torch.eye(8, dtype=torch.float64))
     inverse = torch.linalg.inv(3 * A + 4 * torch.eye(8, dtype=torch.float64))
     assert torch.allclose(S @ S.T, inverse, atol=1e-9)
+
+
+def test_directions_do_not_depend_on_the_choice_of_eigenvectors() -> None:
+    V = rotation(6)
+    values = torch.tensor([9.0, 4.0, 4.0, 1.0, 0.5, 0.5], dtype=torch.float64)
+    M = build_preconditioner(quadratic(V @ torch.diag(values) @ V.T), "dense", threshold=0.1)
+    turned = M.form.eigenvectors
+    assert turned is not None
+    angle = torch.tensor(0.7)
+    turn = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]]).double()
+    pair = (M.form.eigenvalues - 4.0).abs() < 1e-9
+    turned = turned * torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    turned[:, pair] = turned[:, pair] @ turn
+    other = replace(M, form=replace(M.form, eigenvectors=turned)).reaching(M.std)
+    U = rotation(6, seed=1)
+    assert torch.allclose(other.directions(U), M.directions(U), atol=1e-9)
 
 
 def test_lowrank_knows_the_top_and_the_mean_of_the_rest() -> None:
