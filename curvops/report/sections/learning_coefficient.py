@@ -86,7 +86,7 @@ def learning_coefficient(context: Context) -> SectionResult:
     blocks: list[Block] = [Paragraph(_explanation(result))]
     if not result.converged:
         blocks.append(Note(f"The chains do not vouch for this: {result.reason}.", "warning"))
-    blocks.append(_table(result, numbers))
+    blocks.append(_table(context, result, numbers))
     blocks.append(
         picture(
             "learning-coefficient",
@@ -176,13 +176,14 @@ def _quadratic(context: Context, result: LearningCoefficient) -> float | None:
     return 0.5 * float((values / (values + result.localization)).sum())
 
 
-def _table(result: LearningCoefficient, numbers: dict[str, Number]) -> Table:
+def _table(context: Context, result: LearningCoefficient, numbers: dict[str, Number]) -> Table:
+    norm = float(context.risk.theta.double().norm())
     interval = f"[{result.lower:.5g}, {result.upper:.5g}]"
     rows = [
         ["λ̂", f"{digits(result.value, 5)} ± {result.stderr:.2g}, 95 % {interval}"],
         ["R-hat, effective sample size", f"{result.rhat:.3f}, {result.ess:.0f}"],
         ["acceptance, step size", f"{result.acceptance:.0%}, {result.step_size:.3g}"],
-        ["mean distance from θ", digits(float(result.distances.mean()), 4)],
+        ["mean distance from θ, |θ|", f"{float(result.distances.mean()):.3g}, {norm:.3g}"],
         ["P/2, at a regular minimum as β → ∞", _told(numbers["half_the_parameters"])],
     ]
     quadratic = numbers.get("learning_coefficient_quadratic")
