@@ -205,7 +205,6 @@ class EmpiricalRisk(ManyPoints):
         other._data = cast(BatchStream, CastStream(self._data, dtype, budget))
         other._model = self._model.to(dtype)
         other._ensemble = Ensemble(other._model)
-        other._normalizer = self.normalizer
         other.params = {n: p.detach().to(dtype, copy=True) for n, p in self.params.items()}
         return other
 

@@ -137,7 +137,7 @@ class FunctionalModel:
                     owner[key] = value
             if self.clone_buffers:  # what one point wrote must not reach the next
                 for name, (owner, key) in self._buffers.items():
-                    owner[key] = held.get(name, buffers[name]).clone()
+                    owner[key] = buffers[name].clone()
             varied = {**held, **params}
             return lambda X: self._predict(varied, X)
 

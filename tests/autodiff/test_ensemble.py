@@ -15,7 +15,14 @@ from curvops import EmpiricalRisk
 from curvops.autodiff import ensemble as ensemble_module
 from curvops.autodiff.affine import Affine, SharedProducts, find_affine
 from curvops.autodiff.ensemble import Ensemble, Plan
-from curvops.errors import DifferentiationError, InputError, NonFiniteError, ShapeError
+from curvops.errors import (
+    DeterminismError,
+    DifferentiationError,
+    DTypeError,
+    InputError,
+    NonFiniteError,
+    ShapeError,
+)
 from tests import cases, truth
 from tests.autodiff import problems
 from tests.operators.test_models import MODELS, _build, _math_kernels, _reference
@@ -329,10 +336,29 @@ def test_models_that_draw_random_numbers_see_the_same_ones_at_every_point() -> N
     assert torch.equal(risk.losses(thetas), losses)
 
 
+class Counter(nn.Module):
+    """Its predictions depend on how often it was called."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.inner(x) * self.calls
+
+
 @pytest.mark.usefixtures("global_rng_untouched")
-def test_buffers_that_an_unchecked_model_writes_to_start_anew_at_every_point() -> None:
+@pytest.mark.parametrize("kind", ["batch-norm", "counter"])
+def test_buffers_that_an_unchecked_model_writes_to_start_anew_at_every_point(kind: str) -> None:
     with cases.seeded(0):
-        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+        model = Counter()
+        if kind == "batch-norm":
+            model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        model.double()
     data = cases.cut(cases.randn(8, 3, seed=1), cases.randn(8, 2, seed=2), (4, 4))
     risk = EmpiricalRisk(model, nn.MSELoss(), model, data, check_deterministic=False)
     before = list(state(model))
@@ -503,9 +529,9 @@ def test_points_in_a_plane_are_recognised(dtype: torch.dtype, scale: float) -> N
 
 
 def test_points_that_are_not_in_a_plane() -> None:
-    line = cases.randn(500, 2, seed=1) @ cases.randn(2, 20, seed=2)
+    line = cases.randn(5000, 2, seed=1) @ cases.randn(2, 20, seed=2)
     assert find_affine(line.T) is not None
-    for row, column in ((0, 0), (250, 7), (499, 19)):  # one coordinate of one point is off
+    for row, column in ((0, 0), (2501, 7), (4999, 19)):  # one coordinate of one point is off
         bent = line.clone()
         bent[row, column] += 1e-9
         assert find_affine(bent.T) is None
@@ -568,6 +594,26 @@ def test_to_is_a_copy() -> None:
             model[0].weight.add_(1.0)
         assert torch.equal(other.loss(), before)
     assert risk.loss() != before
+
+
+@pytest.mark.parametrize("cache_data", ["1GiB", 0])
+def test_data_that_change_are_refused_in_another_dtype_too(cache_data: Any) -> None:
+    model = cases.mlp()
+    X, y = cases.randn(8, 3, seed=1).float(), cases.randint(3, 8, seed=2)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), model, [(X, y)])
+    wide = risk.to(torch.float64, cache_data=cache_data)
+    wide.loss()
+    X += 1
+    with pytest.raises(DeterminismError, match="modified in place"):
+        wide.loss()
+
+
+def test_dtypes_that_are_not_real_floating() -> None:
+    risk = EmpiricalRisk(*cases.make("ce").args)
+    bad: Any
+    for bad in (torch.int64, torch.complex64, "float64"):
+        with pytest.raises(DTypeError, match="real floating"):
+            risk.to(bad)
 
 
 def test_modules_that_cannot_be_copied() -> None:
