@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -360,3 +361,20 @@ def test_updates_that_move_no_version_counter_are_seen() -> None:
 def test_impossible_arguments(make: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_what_has_not_converged_is_told_in_the_record() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = mlp().float()
+        data = [(X.float(), y) for X, y in DATA]
+        monitor = Monitor(
+            model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 0.1),
+            [Sharpness(every=1, k=2, tol=1e-12)], data=data,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]), monitor.step(*data[0]):
+            pass
+    found = monitor.latest("sharpness")
+    assert found is not None
+    assert not found.values["converged"]
+    assert "residual above 1e-12" in found.values["notes"][0]
