@@ -43,3 +43,35 @@ def test_rays(
     printed = capsys.readouterr().out
     assert "on 300 images of Fashion-MNIST" in printed
     assert "eigenvector 0 on bias" in printed
+
+
+def test_paths(
+    made_up_images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    global_rng_untouched: None,
+) -> None:
+    main = runpy.run_path(str(GALLERY / "paths.py"))["main"]
+    small = ["--images", "300", "--epochs", "1", "--path-epochs", "1", "--points", "3"]
+    folders = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
+    main([*small, "--root", str(made_up_images), *folders])
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["paths.png"]
+    assert len(list((tmp_path / "results").iterdir())) == 4
+    printed = capsys.readouterr().out
+    assert "aligned: bezier of 3 points" in printed
+    assert "hidden units renumbered in 3 layers" in printed
+
+
+def test_trajectory(
+    made_up_images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    global_rng_untouched: None,
+) -> None:
+    main = runpy.run_path(str(GALLERY / "trajectory.py"))["main"]
+    small = ["--images", "300", "--epochs", "2", "--every", "1", "--resolution", "3"]
+    folders = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
+    main([*small, "--root", str(made_up_images), *folders])
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["trajectory.png"]
+    assert [p.name for p in (tmp_path / "results").iterdir()] == ["trajectory.npz"]
+    assert "7 points in 118282 dimensions" in capsys.readouterr().out
