@@ -20,6 +20,8 @@ from curvops.passes import Passes
 from curvops.tensors import Format, Vector
 
 _BUDGET = "256MiB"
+_SUMS = 4
+"""Times the gradients that their sums over batches take."""
 _ONE_BY_ONE = Keeping(columns="loop", memory_budget=_BUDGET)
 
 
@@ -104,6 +106,9 @@ class ManyPoints(Passes):
     ) -> tuple[Tensor, Tensor | list[Tensor] | dict[str, Tensor]]:
         """Return L and ∇L at many points, in one pass over the data.
 
+        Where the gradients of all points are large beside ``memory_budget``, points go in groups,
+        with a pass for each.
+
         Args:
             thetas: Points as columns (see :meth:`losses`).
             columns: How many points go through the model together (see :meth:`losses`).
@@ -166,7 +171,7 @@ class ManyPoints(Passes):
             return Points(self.params, columns.T), fmt
         form = Form(*thetas.read(self.space, *where))
         points = Points(self.params, None, form)
-        points.hold(parse_bytes(options.memory_budget or 0, "memory_budget") // 2)
+        points.hold(_bytes(options) // 2)
         return points, thetas.format
 
     def _losses_at(self, points: Points, options: Keeping) -> Tensor:
@@ -180,6 +185,16 @@ class ManyPoints(Passes):
         loss = self.loss_func
         if not len(points):
             return points.like.new_zeros(0), points.like.new_zeros(0, self.space.dim)
+        # Sums and what makes them exact are several times the answer, so not for all at once.
+        together = max(1, _bytes(options) // (_SUMS * points.num_bytes))
+        if together < len(points):
+            losses = points.like.new_empty(len(points))
+            gradients = points.like.new_empty(len(points), self.space.dim)
+            for i in range(0, len(points), together):
+                group = Points(self.params, points.rows(i, i + together))
+                where = slice(i, i + together)
+                losses[where], gradients[where] = self._gradients_at(group, options)
+            return losses, gradients
         losses, gradients = self.sum_gradients(loss, loss.total, points, options)
         losses, gradients = losses / self.normalizer, gradients.div_(self.normalizer)
         if self.weight_decay:
@@ -190,6 +205,10 @@ class ManyPoints(Passes):
 
     def _decay(self, points: Points) -> Tensor:
         return 0.5 * self.weight_decay * points.squares()
+
+
+def _bytes(options: Keeping) -> int:
+    return parse_bytes(options.memory_budget or 0, "memory_budget")
 
 
 def _options(columns: Columns, memory_budget: int | str) -> Keeping:

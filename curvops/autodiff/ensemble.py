@@ -96,13 +96,11 @@ class Ensemble:
             return torch.cat(results)
 
     def parts(self, evaluation: Evaluation, batch: Batch, options: Keeping) -> Iterator[Batch]:
-        """Yield a batch cut so that the work on one point fits the budget.
+        """Yield a batch cut so that what one point makes of it fits the budget.
 
         Only for batches that are sums over their data.
         """
-        points = evaluation.points
-        allowed = _bytes(options) - (2 * points.num_bytes if evaluation.with_gradients else 0)
-        size = max(1, int(allowed / self._per_datum(evaluation, batch)))
+        size = max(1, int(_bytes(options) / self._per_datum(evaluation, batch)))
         yield from split(batch, -(-batch.size // -(-batch.size // size)))
 
     def may_share(self, evaluation: Evaluation) -> bool:
