@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curvops import landscape, plotting
+from curvops import datasets, landscape, linalg, plotting, training, volume
 from curvops.autodiff.affine import Affine
 from curvops.linalg import (
     EighResult,
@@ -81,6 +81,10 @@ __all__ = [
     "SpectralDensity",
     "UnconvergedWarning",
     # modules
+    "datasets",
     "landscape",
+    "linalg",
     "plotting",
+    "training",
+    "volume",
 ]
