@@ -91,11 +91,15 @@ def build_app() -> "typer.Typer":
             int,
             typer.Option(help="Form the dense Hessian up to this many parameters.", min=0),
         ] = 3000,
+        run: Annotated[
+            Path | None,
+            typer.Option(help="The journal of a monitored training run.", metavar="FILE"),
+        ] = None,
     ) -> None:
         """Report on the curvature of a problem: an HTML page, a JSON document, a summary."""
         errors = rich.console.Console(stderr=True)
         try:
-            code = _report(target, only, out, device, seed, budget, json, max_dense, errors)
+            code = _report(target, only, out, device, seed, budget, json, max_dense, run, errors)
         except KeyboardInterrupt:
             _say(errors, "Interrupted before there was anything to write.")
             code = _INTERRUPTED
@@ -144,6 +148,7 @@ def _report(
     budget: str | None,
     json: str | None,
     max_dense: int,
+    run: Path | None,
     errors: "Console",
 ) -> int:
     """Check everything that can be checked, then work, then write; return the exit code."""
@@ -153,13 +158,17 @@ def _report(
     from curvops.report.output import OutputError, prepare_file, prepare_folder
     from curvops.report.problem import ProblemError
     from curvops.report.registry import select
+    from curvops.training.journal import read_journal
 
     started = perf_counter()
     try:
         names = None if only is None else tuple(n.strip() for n in only.split(",") if n.strip())
         select(names)
         seconds = None if budget is None else parse_budget(budget)
-        options = Options(only=names, seed=seed, budget=seconds, max_dense=max_dense)
+        journal = None if run is None else str(run)
+        options = Options(names, seed, seconds, max_dense, journal)
+        if journal is not None:
+            read_journal(journal)
         _check_device(device)
         prepare_folder(out)
         if json is not None and json != "-":

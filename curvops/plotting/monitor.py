@@ -48,9 +48,7 @@ def monitor(
     run = run.run if isinstance(run, Monitor) else run
     shared = False
     known = [name for name in _PANELS if name in run.quantities]
-    chosen = list(known if panels is None else panels)
-    if panels is None and "alpha" in known and "exact_alpha" in known:
-        chosen.remove("exact_alpha")  # both are in one panel
+    chosen = panels_of(run) if panels is None else list(panels)
     for name in chosen:
         if name not in known:
             told = ", ".join(known) or "nothing"
@@ -67,6 +65,14 @@ def monitor(
         if shared and ax is not axes[-1]:
             ax.set_xlabel("")
     return list(axes)
+
+
+def panels_of(run: Run) -> list[str]:
+    """Return the quantities of a run that have a panel of their own, in the usual order."""
+    known = [name for name in _PANELS if name in run.quantities]
+    if "alpha" in known and "exact_alpha" in known:
+        known.remove("exact_alpha")  # both are in one panel
+    return known
 
 
 def monitor_panel(run: Run | Monitor, quantity: str, *, ax: Axes | None = None) -> Axes:
@@ -276,12 +282,16 @@ def _stopping(run: Run, ax: Axes) -> None:
 def _legend(ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
     unique = dict(zip(labels, handles))
-    if len(unique) > 1:
-        # Above the panel: points may lie anywhere within.
-        ax.legend(
-            unique.values(), unique.keys(), loc="lower right", bbox_to_anchor=(1.0, 1.0),
-            ncols=len(unique), frameon=False, borderaxespad=0.1,
-        )  # fmt: skip
+    if len(unique) < 2:
+        return
+    # Above the panel, for points may lie anywhere within: the empty title keeps the place.
+    ax.set_title(" ", fontsize=8)
+    legend = ax.legend(
+        unique.values(), unique.keys(), loc="lower right", bbox_to_anchor=(1.0, 1.0),
+        ncols=len(unique), frameon=False, borderaxespad=0.1, fontsize=8, handlelength=1.4,
+        columnspacing=1.0, handletextpad=0.5,
+    )  # fmt: skip
+    legend.set_in_layout(False)
 
 
 _PANELS: dict[str, Callable[[Run, Axes], None]] = {

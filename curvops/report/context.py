@@ -35,12 +35,14 @@ class Options:
         seed: Seeds everything random.
         budget: Seconds after which no more work is started.
         max_dense: Largest number of parameters for which the dense Hessian is formed.
+        run: The journal of a monitored training run, if there is one to report on.
     """
 
     only: tuple[str, ...] | None = None
     seed: int = 0
     budget: float | None = None
     max_dense: int = 3000
+    run: str | None = None
 
 
 @dataclass

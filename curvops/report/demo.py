@@ -37,13 +37,13 @@ def digits_problem(seed: int = 0, device: torch.device | str | None = None) -> E
     """
     images, labels = digits(torch.float64)
     images, labels = images.to(device), labels.to(device)
-    model = _network(seed).to(device)
+    model = new_network(seed).to(device)
     _minimise(model, images, labels)
     data = batches(images, labels, 256)
     return EmpiricalRisk(model, nn.CrossEntropyLoss(), model, data, weight_decay=WEIGHT_DECAY)
 
 
-def _network(seed: int) -> nn.Sequential:
+def new_network(seed: int) -> nn.Sequential:
     """Return the network, drawn from its own generator."""
     generator = torch.Generator().manual_seed(seed)
 

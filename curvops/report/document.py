@@ -40,6 +40,7 @@ def to_document(report: Report, call: str = "") -> dict[str, Any]:
             "seed": options.seed,
             "budget": options.budget,
             "max_dense": options.max_dense,
+            "run": options.run,
         },
         "environment": environment(),
         "sections": [_outcome(outcome) for outcome in report.outcomes],

@@ -22,6 +22,7 @@ from curvops.rng import PrivateRNG
 
 # What the calls in report.json rely on.
 _SETUP = """\
+import statistics
 import numpy as np
 import torch
 from scipy.sparse.linalg import eigsh
@@ -35,6 +36,8 @@ from curvops.operators import BlockDiagonalLinearOperator
 from curvops.operators import GGNLinearOperator, HessianLinearOperator
 from curvops.report import load_problem
 from curvops.report.accuracy import accuracy
+from curvops.report.training_run import demo_run
+from curvops.training import read_journal
 from curvops.volume import logdet_from_eigenvalues, quadratic_volume
 from curvops.volume.learning_coefficient import local_learning_coefficient
 

@@ -19,6 +19,8 @@ from tests.report.conftest import make_problem, make_risk
 def numbers(report: Report) -> dict[str, Number]:
     found: dict[str, Number] = {}
     for outcome in report.outcomes:
+        if outcome.section.name == "training" and outcome.status == "skipped":
+            continue  # there is no run to report on
         assert outcome.status == "ok", outcome.details or outcome.reason
         found.update(outcome.result.numbers)
     return found
@@ -107,7 +109,7 @@ def test_lines_meet_at_the_point_and_follow_the_model(report: Report) -> None:
 def test_without_the_dense_hessian() -> None:
     report = run_report(make_problem(), Options(max_dense=10))
     got = {o.section.name: o.status for o in report.outcomes}
-    assert got.pop("volume") == "skipped"
+    assert got.pop("volume") == got.pop("training") == "skipped"
     assert set(got.values()) == {"ok"}
     names = {name for o in report.outcomes for name in o.result.numbers}
     assert not [name for name in names if "dense" in name]
@@ -142,7 +144,7 @@ def test_problem_of_one_parameter() -> None:
     report = run_report(Problem(risk, "one", ""))
     got = {o.section.name: o.status for o in report.outcomes}
     assert got.pop("eigenpairs") == "skipped"
-    assert got.pop("plane") == "skipped"
+    assert got.pop("plane") == got.pop("training") == "skipped"
     assert set(got.values()) == {"ok"}
 
 
@@ -156,8 +158,9 @@ def test_zero_hessian() -> None:
     )
     report = run_report(Problem(risk, "flat", ""))
     for outcome in report.outcomes:
-        # ARPACK may refuse a matrix that is zero; everything else has an answer.
-        assert outcome.status == "ok" or outcome.section.name == "eigenpairs", outcome.details
+        # ARPACK may refuse a matrix that is zero, and no run was recorded.
+        may_fail = ("eigenpairs", "training")
+        assert outcome.status == "ok" or outcome.section.name in may_fail, outcome.details
 
 
 def test_targets_without_classes_have_no_accuracy() -> None:
