@@ -216,8 +216,8 @@ def _sgld(
     start: float,
 ) -> LearningCoefficient:
     minibatches = MiniBatches(posterior, plan.batch_size, generator)
-    chains.num_passes += 1  # the losses of the mini-batches at the centre
     stream, count = iter(minibatches), len(minibatches)
+    chains.num_passes += count > 1  # the losses of the mini-batches at the centre
     acceptance: float | None = None
 
     def settle(number: int) -> float:
