@@ -7,6 +7,8 @@ matplotlib comes with the extra ``plot`` and is imported when the first picture 
 
 from __future__ import annotations
 
+from curvops.plotting.bracket import bracket
+from curvops.plotting.bridge import bridge, bridge_panel
 from curvops.plotting.coefficient_sweep import coefficient_sweep
 from curvops.plotting.cumulative import cumulative
 from curvops.plotting.density import density
@@ -43,6 +45,9 @@ __all__ = [
     "LIGHT",
     "Theme",
     "coefficient_sweep",
+    "bracket",
+    "bridge",
+    "bridge_panel",
     "cumulative",
     "density",
     "eigenpairs",
