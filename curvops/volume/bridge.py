@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,26 +21,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from curvops.errors import DivergenceError, InputError, NonFiniteError
+from curvops.errors import InputError, NonFiniteError
+from curvops.linalg.estimate import UnconvergedWarning
 from curvops.rng import as_seed
 from curvops.volume.bridge_result import BridgeVolume, Runs, as_runs, lag_of
 from curvops.volume.chernoff import chernoff_bound
-from curvops.volume.cloud import Chart, Rung
 from curvops.volume.cost import Cost
-from curvops.volume.ladder import Pilot, Tick, descend, seeded
+from curvops.volume.ladder import Pilot, Tick, descend, seeded, smoothed
 from curvops.volume.preconditioner import Preconditioner, build_preconditioner, check_threshold
 from curvops.volume.prior import Gaussian, Measure, as_measure
+from curvops.volume.reference import Reference, laplace_reference, prior_reference
 from curvops.volume.smc import Leg, Sampler, Step, Tuning
-from curvops.volume.spectral_form import SpectralForm
-from curvops.volume.tilt import Tempered
 
 Start = Literal["laplace", "prior"]
 Path = Literal["tempering", "splitting"]
-
-_PILOT = 16
-"""Draws that tell how wide a Gaussian may be."""
-
-_SHRINK = 0.5
 
 _LEAST_ESS = 100.0
 _LEAST_ACCEPTANCE = 0.3
@@ -58,11 +53,11 @@ def bridge_volume(
     path: Path = "tempering",
     beta: float | None = None,
     num_runs: int = 4,
-    num_chains: int = 32,
-    num_moves: int = 8,
+    num_chains: int = 16,
+    num_moves: int = 16,
     num_leapfrog: int = 8,
     ess: float = 0.8,
-    acceptance: float = 0.8,
+    acceptance: float = 0.7,
     max_rungs: int = 2000,
     round_trip: bool = False,
     seed: int | torch.Generator = 0,
@@ -74,7 +69,8 @@ def bridge_volume(
     whose normaliser is known to the soft basin :math:`\mu e^{-\beta\,\mathrm{cost}}`, on to the β
     at which the mean cost is ε, and from there to the level set. Every rung is as far from the last
     as leaves a share ``ess`` of the points effective; step sizes follow the acceptance, and the
-    coordinates of the moves are learned anew on every rung from the points' gradients.
+    coordinates of the moves are learned anew on every rung from the points' gradients. A pilot run
+    finds the ladder; the runs that count follow it.
 
     ``start="laplace"`` starts from :math:`\mathcal{N}(\theta^*, (\beta A + I/s^2)^{-1})` with A
     from the preconditioner. ``s`` is σ, halved until the cost under the Gaussian is what the
@@ -127,6 +123,9 @@ def bridge_volume(
         NonFiniteError: If the cost or its gradient at θ* is NaN or infinite.
         DivergenceError: If the ladder does not reach its end, or chains cannot move.
 
+    Warns:
+        UnconvergedWarning: If the result does not vouch for itself; it says why.
+
     Source:
         Del Moral, Doucet & Jasra 2006, Sequential Monte Carlo samplers; Dau & Chopin 2022,
         Waste-free sequential Monte Carlo; Zhou, Johansen & Aston 2016, Toward automatic model
@@ -160,19 +159,19 @@ def bridge_volume(
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise InputError(f"{name} must be a positive integer, got {count!r}.")
-    if num_chains * num_moves < 2:
-        raise InputError("num_chains * num_moves is 1; a cloud needs at least 2 points.")
+    if num_chains < 2:
+        raise InputError("num_chains is 1; one half of the chains learns from the other.")
     mu = as_measure(measure, cost.theta, prior_std)
     number = as_seed(seed)
     evaluated = cost.num_evaluations
     _check_anchor(cost)
     if start == "prior":
-        reference = _prior(cost, mu)
+        reference = prior_reference(cost, mu)
     else:
         if preconditioner is None:
             std = mu.std if isinstance(mu, Gaussian) else None
             preconditioner = build_preconditioner(cost, "dense", threshold=threshold, std=std)
-        reference = _laplace(cost, mu, preconditioner, beta, seeded(number, -1))
+        reference = laplace_reference(cost, mu, preconditioner, beta, seeded(number, -1))
     tuning = Tuning(
         num_chains, num_moves, num_leapfrog, acceptance, floor=1.0 if start == "prior" else 0.0
     )
@@ -187,17 +186,18 @@ def bridge_volume(
 
         pilot = Pilot(start_from(seeded(number, num_runs)), ess, max_rungs, tick)
         _plan(pilot, reference, threshold, path)
-        bar.total = len(pilot.legs) * (1 + num_runs * (2 if round_trip else 1))
+        legs = smoothed(pilot.legs)
+        bar.total = len(legs) * (1 + num_runs * (2 if round_trip else 1))
         outcomes = [
-            _follow(start_from(seeded(number, run)), pilot.legs, reference, tick, round_trip)
+            _follow(start_from(seeded(number, run)), legs, reference, tick, round_trip)
             for run in range(num_runs)
         ]
-    return _result(
+    result = _result(
         outcomes,
         reference,
         mu,
         cost,
-        pilot.legs[-1].beta,
+        legs[-1].beta,
         threshold=float(threshold),
         start=start,
         path=path,
@@ -205,16 +205,14 @@ def bridge_volume(
         num_evaluations=cost.num_evaluations - evaluated,
         seconds=time.perf_counter() - begun,
     )
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """The Gaussian that a ladder starts from, and as what."""
-
-    chart: Chart
-    first: Rung
-    beta: float
-    std: float
+    if not result.converged:
+        warnings.warn(
+            f"bridge: {result.symbol} = {result.volume} has not converged: "
+            f"{' Also: '.join(result.reasons)}",
+            UnconvergedWarning,
+            stacklevel=2,
+        )
+    return result
 
 
 @dataclass(frozen=True)
@@ -227,7 +225,7 @@ class _Outcome:
     round_trip: float
 
 
-def _plan(pilot: Pilot, reference: _Reference, threshold: float, path: Path) -> None:
+def _plan(pilot: Pilot, reference: Reference, threshold: float, path: Path) -> None:
     """Find the way to the level set."""
     if path == "splitting":
         pilot.split(threshold)
@@ -239,7 +237,7 @@ def _plan(pilot: Pilot, reference: _Reference, threshold: float, path: Path) -> 
 
 
 def _follow(
-    sampler: Sampler, legs: Sequence[Leg], reference: _Reference, tick: Tick, round_trip: bool
+    sampler: Sampler, legs: Sequence[Leg], reference: Reference, tick: Tick, round_trip: bool
 ) -> _Outcome:
     """Go the way that the pilot found, and perhaps back from the soft basin."""
     warm = [leg for leg in legs if leg.stage in ("reference", "temper")]
@@ -254,74 +252,6 @@ def _follow(
         sampler.follow(leg)
         tick(sampler)
     return _Outcome((*sampler.steps, *back), sampler.log_z, log_soft, returned)
-
-
-def _prior(cost: Cost, measure: Measure) -> _Reference:
-    """Return the Gaussian measure itself."""
-    if not isinstance(measure, Gaussian):
-        raise InputError(
-            f'start="prior" draws from the measure, which needs measure="gaussian"; got '
-            f'{measure.name!r}. Use start="laplace".'
-        )
-    theta, std = cost.theta, measure.std
-    flat = SpectralForm(cost.dim, torch.zeros(0, dtype=torch.float64, device=theta.device), None)
-    chart = Chart(
-        cost=cost,
-        measure=measure,
-        center=torch.zeros_like(theta),
-        root=flat.root(lambda x: torch.full_like(x, std)),
-        shapes=tuple(cost.source.space.shapes),
-    )
-    return _Reference(chart, Rung(1.0, Tempered(0.0)), beta=0.0, std=std)
-
-
-def _laplace(
-    cost: Cost,
-    measure: Measure,
-    preconditioner: Preconditioner,
-    beta: float | None,
-    generator: torch.Generator,
-) -> _Reference:
-    """Return a Gaussian around θ* within which the quadratic model holds."""
-    if beta is None:
-        beta = 1.0 / preconditioner.tau
-    form = preconditioner.form
-    axes = form.eigenvectors is None
-    std = measure.std if isinstance(measure, Gaussian) else preconditioner.std
-    if math.isinf(std) and beta * form.smallest() <= 0.0:
-        raise InputError(
-            "the curvature of the preconditioner is singular, and neither the measure nor the "
-            "preconditioner has a width, so no Gaussian around θ* has a normaliser. Use another "
-            'preconditioner, or measure="gaussian".'
-        )
-    while True:
-        chart = Chart(
-            cost=cost,
-            measure=measure,
-            center=cost.theta,
-            root=preconditioner.gaussian(beta, std),
-            shapes=tuple(cost.source.space.shapes) if axes else None,
-        )
-        costs = cost(chart.theta(chart.draw(_PILOT, generator)))
-        expected = _quadratic_cost(form, beta, std)
-        if bool(costs.isfinite().all()) and beta * float(costs.mean() - 2 * expected) <= 1.0:
-            return _Reference(chart, Rung(0.0, Tempered(0.0)), beta=beta, std=std)
-        # An infinite width has no half; the root mean square of the Gaussian's draws has.
-        std = _SHRINK * (std if math.isfinite(std) else math.exp(chart.root.logabsdet() / cost.dim))
-        if std < torch.finfo(cost.theta.dtype).eps * (1.0 + float(cost.theta.abs().max())):
-            raise DivergenceError(
-                f"the cost is not what the curvature says in any neighbourhood of θ* (at "
-                f"beta={beta:.4g}, down to a width of {std:.3g}): θ* is not a minimum, or the "
-                'gradient does not vanish there. Train on, or use start="prior".'
-            )
-
-
-def _quadratic_cost(form: SpectralForm, beta: float, std: float) -> float:
-    r"""Return ``½ tr A (βA + I/s²)⁻¹``, the mean cost under the Gaussian if A were all."""
-    precision = std**-2
-    if beta == 0.0 and precision == 0.0:
-        return math.inf
-    return 0.5 * form.total(lambda x: x / (beta * x + precision))
 
 
 def _check(start: str, path: str, beta: float | None, ess: float, acceptance: float) -> None:
@@ -352,7 +282,7 @@ def _check_anchor(cost: Cost) -> None:
 
 def _result(
     outcomes: list[_Outcome],
-    reference: _Reference,
+    reference: Reference,
     measure: Measure,
     cost: Cost,
     beta: float,

@@ -137,6 +137,7 @@ class BridgeVolume:
     ladders: tuple[tuple[Step, ...], ...]
     num_evaluations: int
     seconds: float
+    method: str = "bridge"
 
     def __float__(self) -> float:
         """Return the log-volume."""
@@ -144,11 +145,6 @@ class BridgeVolume:
 
     @property
     def log_volume(self) -> float:
-        """The log-volume, in nats."""
-        return self.volume.value
-
-    @property
-    def value(self) -> float:
         """The log-volume, in nats."""
         return self.volume.value
 

@@ -13,12 +13,21 @@ from curvops.volume.cloud import Rung
 from curvops.volume.smc import Leg, Sampler, normalised
 from curvops.volume.tilt import Hardened, Level, Tempered
 
-_HARDEN = 0.5
+_HARDEN = 0.6
 """Share of points that stay effective on a step to the level set: few, short steps, each of which
 adds about 1/N to the variance."""
 
 _SPLIT = math.exp(-1)
 """Of the points, what a level of splitting keeps."""
+
+_NEAR = 0.05
+"""A soft basin with less than this mean of β · cost is nearly all of the measure."""
+
+_DETACHED = 100.0
+"""The cost above the threshold, in units of P/β, at which a cloud has lost touch."""
+
+_REACH = 4
+"""Rungs to either side over which step sizes are averaged."""
 
 _WIDTHS = 50.0
 """No step in β is longer than this many standard deviations of the cost: its weights are gone
@@ -74,15 +83,16 @@ class Pilot:
             def path(s: float, here: float = here) -> Rung:
                 return Rung(1.0, Tempered(max(here + direction * s, 0.0)))
 
-            end = here if direction < 0 else _longest(self.sampler, here)
+            end = _widest(self.sampler, here) if direction < 0 else _longest(self.sampler, here)
             step = self.sampler.furthest(path, end, self.ess)
             beyond = direction * (threshold - mean(path(step))) >= 0
             if beyond:
                 step = _crossing(lambda s: direction * (threshold - mean(path(s))), step)
             beta = max(here + direction * step, 0.0)
             self._go(Rung(1.0, Tempered(beta)), "temper", beta=beta)
-            if beyond or beta == 0.0:
+            if beyond or beta == 0.0 or direction * (threshold - mean(self.sampler.rung)) >= 0:
                 return beta
+            self._check_following(beta, threshold)
 
     def harden(self, beta: float, threshold: float) -> None:
         """Go from the soft basin at ``β`` to the level set of ``ε``."""
@@ -116,6 +126,18 @@ class Pilot:
             self._go(Rung(1.0, Level(level, beta)), "split", level=level, move=level > threshold)
             before = level
 
+    def _check_following(self, beta: float, threshold: float) -> None:
+        """Refuse to go on where the cost no longer answers to the temperature."""
+        step, dim = self.sampler.steps[-1], self.sampler.chart.dim
+        # In equilibrium the cost stands about λ/β above its minimum, and λ is at most P/2 at a
+        # regular one.
+        if beta * (step.mean_cost - threshold) > _DETACHED * dim:
+            raise DivergenceError(
+                f"the mean cost is still {step.mean_cost:.4g} at beta={beta:.4g}, above the "
+                f"threshold of {threshold:.4g}: the points were left behind, or there is no lower "
+                "cost. Use more moves or leapfrog steps, a larger ess, or a larger threshold."
+            )
+
     def _go(
         self, rung: Rung, stage: str, *, beta: float = 0.0, level: float = 0.0, move: bool = True
     ) -> None:
@@ -128,6 +150,21 @@ class Pilot:
                 f"stands at beta={step.beta:.4g} with a mean cost of {step.mean_cost:.4g} (stage "
                 f"{step.stage!r}). Allow more rungs, a larger threshold, or a smaller ess."
             )
+
+
+def smoothed(legs: Sequence[Leg]) -> list[Leg]:
+    """Return legs whose step sizes are averaged over their neighbours along the temperature.
+
+    What a pilot found with few chains is noisy, and the next runs do not adapt.
+    """
+    found = [math.log(leg.step_size) if leg.stage == "temper" else None for leg in legs]
+    averaged = []
+    for place, leg in enumerate(legs):
+        near = [x for x in found[max(place - _REACH, 0) : place + _REACH + 1] if x is not None]
+        steady = leg.stage == "temper"
+        size = math.exp(sum(near) / len(near)) if steady else leg.step_size
+        averaged.append(replace(leg, step_size=size))
+    return averaged
 
 
 def descend(sampler: Sampler, legs: Sequence[Leg], first: Rung, tick: Tick) -> Sampler:
@@ -143,18 +180,25 @@ def descend(sampler: Sampler, legs: Sequence[Leg], first: Rung, tick: Tick) -> S
     return back
 
 
+def _widest(sampler: Sampler, beta: float) -> float:
+    """Return the longest step down in β: to zero only from where zero is near."""
+    mean = sampler.mean_cost(sampler.rung)
+    # The weights of a narrow cloud cannot tell how much wider the next density is.
+    return beta if beta * abs(mean) < _NEAR else beta / 2
+
+
 def _longest(sampler: Sampler, beta: float) -> float:
     """Return a step in β that is certainly too long."""
     weights = normalised(sampler.log_weights(sampler.rung))
     costs = sampler.cloud.cost[weights > 0]
     spread = float(costs.std()) if len(costs) > 1 else 0.0
-    scale = spread if spread > 0.0 else float(costs.abs().mean())
-    if not scale > 0.0:
+    if not spread > 1e-12 * float(costs.abs().max()):
         raise DivergenceError(
             f"all points have the cost {float(costs.mean()):.6g} at beta={beta:.4g}, above the "
-            "threshold: they have stopped moving, or the cost does not depend on the parameters."
+            "threshold: they have stopped moving, or the cost does not depend on the parameters. "
+            "Use more chains or more moves."
         )
-    return _WIDTHS / scale
+    return _WIDTHS / spread
 
 
 def _crossing(excess: Callable[[float], float], step: float) -> float:

@@ -6,9 +6,12 @@ makes N/M Metropolis-adjusted moves, all of which become the next rung's points.
 
 .. math:: \log Z \approx \sum_k \log \Bigl[ \tfrac1N \sum_i w_i^{(k)} \Bigr]
 
-A pilot chooses the rungs, the coordinates of the moves and their step sizes by where its own
-points are, which bends its estimate. Runs that follow its plan choose nothing: their estimates of
-Z, not of its logarithm, are right on average, however badly the chains mix.
+A pilot chooses the rungs and the step sizes by where its own points are, which bends its estimate.
+Runs follow its plan and adapt two things: a factor of the step sizes, from the acceptance on the
+rungs before; and the coordinates of the moves, which one half of the chains learns from the other
+half, never from itself. (Learned from the very points that move in them, coordinates make thin
+clouds thinner: estimates of Z are then too large, by nats where directions are many and points
+few.) So their estimates of Z, not of its logarithm, are right on average.
 """
 
 from __future__ import annotations
@@ -26,11 +29,18 @@ from curvops.volume.cloud import Chart, Cloud, Rung
 from curvops.volume.moves import Points, hmc
 from curvops.volume.whitening import Whitening
 
-_JITTER = 0.2
-"""Step sizes vary by this share from chain to chain, so that no orbit closes in all of them."""
+_SMALLEST, _LARGEST = 0.3, 1.2
+"""Of the step size, what chains use: uniform between the two. The small ones free a chain from
+where the cost is more curved than elsewhere, the spread keeps orbits from closing in all chains."""
 
 _GAIN = 0.5
 """How fast the logarithm of the step size follows the acceptance."""
+
+_CLOSE = 0.2
+"""A pilot's acceptance is good enough to go on when it misses its aim by less than this."""
+
+_TRIALS = 8
+"""A pilot's attempts to come that close."""
 
 _STUCK = 8
 """After so many rungs in a row on which nothing moved, a run gives up."""
@@ -87,7 +97,6 @@ class Leg:
         rung: Where it leads.
         beta: For the record.
         level: For the record.
-        frame: The coordinates of the moves.
         step_size: Of the moves; 0 where none are made and the points keep their old density.
     """
 
@@ -95,7 +104,6 @@ class Leg:
     rung: Rung
     beta: float
     level: float
-    frame: Whitening
     step_size: float
 
 
@@ -118,6 +126,25 @@ class Tuning:
     floor: float
 
 
+@dataclass(frozen=True)
+class _Halves:
+    """Two frames: one for the first rows, one for the others."""
+
+    first: Whitening
+    second: Whitening
+    count: int
+
+    def forward(self, y: Tensor) -> Tensor:
+        return torch.cat(
+            [self.first.forward(y[: self.count]), self.second.forward(y[self.count :])]
+        )
+
+    def adjoint(self, g: Tensor) -> Tensor:
+        return torch.cat(
+            [self.first.adjoint(g[: self.count]), self.second.adjoint(g[self.count :])]
+        )
+
+
 @dataclass
 class Sampler:
     """A cloud on its way, and how it came to where it is.
@@ -128,7 +155,8 @@ class Sampler:
         generator: Where all randomness comes from.
         cloud: The points, equally likely under ``rung``.
         rung: Where they are.
-        step_size: Of the next moves of a pilot.
+        step_size: Of a pilot's next moves.
+        stretch: What a run multiplies the planned step sizes with.
         log_z: log of the rung's normaliser, the first rung's being 0.
         steps: What happened.
         families: The first points' numbers, inherited by their descendants.
@@ -142,6 +170,7 @@ class Sampler:
     rung: Rung
     step_size: float
     families: Tensor
+    stretch: float = 1.0
     log_z: float = 0.0
     steps: list[Step] = field(default_factory=list)
     stuck: int = 0
@@ -215,10 +244,7 @@ class Sampler:
         Raises:
             DivergenceError: If no point is inside the rung, or nothing moves any more.
         """
-        weights = normalised(self.log_weights(rung))
-        scores = self.cloud.gradient(Rung(rung.mix, rung.tilt.softened))
-        frame = Whitening.learn(scores, weights, self.chart.shapes, self.tuning.floor)
-        leg = Leg(stage, rung, beta, level, frame, self.step_size if move else 0.0)
+        leg = Leg(stage, rung, beta, level, self.step_size if move else 0.0)
         tried = self._advance(leg, adapt=True)
         return replace(leg, step_size=tried)
 
@@ -228,7 +254,10 @@ class Sampler:
         Raises:
             DivergenceError: If no point is inside the rung, or nothing moves any more.
         """
-        self._advance(leg, adapt=False)
+        self._advance(replace(leg, step_size=self.stretch * leg.step_size), adapt=False)
+        acceptance = self.steps[-1].acceptance
+        if not math.isnan(acceptance):
+            self.stretch *= math.exp(_GAIN * (acceptance - self.tuning.acceptance))
 
     def _advance(self, leg: Leg, adapt: bool) -> float:
         """Weigh, draw again, move; return the step size, the mean of those tried."""
@@ -248,8 +277,9 @@ class Sampler:
         if leg.step_size > 0.0:
             chosen = systematic(weights, self.tuning.num_chains, self.generator)
             families = self.families[chosen.cpu()]
-            acceptance, step_size = self._move(self.cloud.take(chosen), leg, adapt)
-            self.families = families.repeat(self.tuning.num_moves)
+            frame = self._frame(rung, weights, chosen)
+            acceptance, step_size = self._move(self.cloud.take(chosen), frame, leg, adapt)
+            self.families = families.repeat_interleave(self.tuning.num_moves)
             self.rung = rung
             mean, std = _moments(self.cloud.cost, torch.ones(len(self.cloud)))
             self._check_moving(acceptance, leg)
@@ -272,23 +302,56 @@ class Sampler:
         )
         return step_size
 
-    def _move(self, cloud: Cloud, leg: Leg, adapt: bool) -> tuple[float, float]:
+    def _frame(self, rung: Rung, weights: Tensor, chosen: Tensor) -> _Halves:
+        """Learn coordinates for either half of the chains from the points of the other half."""
+        scores = self.cloud.gradient(Rung(rung.mix, rung.tilt.softened))
+        # Points of a chain stand side by side, and drawing keeps their order: what is on one side
+        # of a cut between two chains, now or a few rungs ago, has nothing to do with the other.
+        moves = self.tuning.num_moves
+        shares = weights.reshape(-1, moves).sum(1)
+        before = shares.cumsum(0) - shares / 2
+        cut = moves * min(max(int((before < 0.5).sum()), 1), len(shares) - 1)
+        shapes, floor = self.chart.shapes, self.tuning.floor
+        first, second = (
+            Whitening.learn(scores[part], _shares(weights[part]), shapes, floor)
+            for part in (slice(cut, None), slice(cut))
+        )
+        return _Halves(first, second, int((chosen < cut).sum()))
+
+    def _move(self, cloud: Cloud, frame: _Halves, leg: Leg, adapt: bool) -> tuple[float, float]:
         """Replace the cloud by what points visit; return acceptance and step size, on average."""
         visited, accepted, log_step, step_size = [], 0.0, 0.0, leg.step_size
-        for _ in range(self.tuning.num_moves):
-            cloud, probabilities = self._trajectory(cloud, leg, step_size)
+        if adapt:
+            cloud, step_size = self._tune(cloud, frame, leg)
+        number = self.tuning.num_moves
+        for _ in range(number):
+            cloud, probabilities = self._trajectory(cloud, frame, leg.rung, step_size)
             visited.append(cloud)
             acceptance = float(probabilities.mean())
             accepted += acceptance
             log_step += math.log(step_size)
             if adapt:
                 step_size *= math.exp(_GAIN * (acceptance - self.tuning.acceptance))
-        self.cloud, self.step_size = Cloud.join(visited), step_size
-        return accepted / self.tuning.num_moves, math.exp(log_step / self.tuning.num_moves)
+        by_chain = torch.arange(number * len(cloud)).reshape(number, -1).T.reshape(-1)
+        self.cloud, self.step_size = Cloud.join(visited).take(by_chain), step_size
+        return accepted / number, math.exp(log_step / number)
 
-    def _trajectory(self, cloud: Cloud, leg: Leg, step_size: float) -> tuple[Cloud, Tensor]:
+    def _tune(self, cloud: Cloud, frame: _Halves, leg: Leg) -> tuple[Cloud, float]:
+        """Move, without a record, until the step size is about right."""
+        step_size = leg.step_size
+        for _ in range(_TRIALS):
+            cloud, probabilities = self._trajectory(cloud, frame, leg.rung, step_size)
+            miss = float(probabilities.mean()) - self.tuning.acceptance
+            if abs(miss) < _CLOSE:
+                break
+            step_size *= math.exp(2 * _GAIN * miss)
+        return cloud, step_size
+
+    def _trajectory(
+        self, cloud: Cloud, frame: _Halves, rung: Rung, step_size: float
+    ) -> tuple[Cloud, Tensor]:
         """Make one move of every point, in coordinates whose origins are the points."""
-        rung, frame, last = leg.rung, leg.frame, (torch.empty(0), cloud)
+        last = (torch.empty(0), cloud)
 
         def target(y: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal last
@@ -300,7 +363,7 @@ class Sampler:
         gradient = frame.adjoint(cloud.gradient(rung))
         points = Points(start, cloud.log_density(rung), gradient)
         noise = torch.rand(len(cloud), generator=self.generator, dtype=torch.float64)
-        steps = step_size * (1.0 + _JITTER * (2.0 * noise - 1.0)).to(cloud.z)
+        steps = step_size * (_SMALLEST + (_LARGEST - _SMALLEST) * noise).to(cloud.z)
         # Directions that are whitened alike have one period, and a length that nearly closes it
         # would return every chain to the cost that it came from.
         length = int(torch.randint(1, 2 * self.tuning.num_leapfrog, (), generator=self.generator))
@@ -336,6 +399,12 @@ def effective(log_weights: Tensor) -> float:
 def normalised(log_weights: Tensor) -> Tensor:
     """Return weights with sum one; zeros if all are."""
     return log_weights.softmax(0).nan_to_num(0.0)
+
+
+def _shares(weights: Tensor) -> Tensor:
+    """Return weights with sum one; all alike if none has any."""
+    total = weights.sum()
+    return weights / total if total > 0 else torch.full_like(weights, 1 / len(weights))
 
 
 def systematic(weights: Tensor, number: int, generator: torch.Generator) -> Tensor:

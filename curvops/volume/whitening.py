@@ -117,8 +117,9 @@ def _learn(gradients: Tensor, weights: Tensor, floor: float) -> _Block:
         return _Block(None, _scale(moments, floor).to(gradients))
     flat = weighted.reshape(-1, columns)
     second = (flat.T @ flat).to(torch.float64) / rows
-    # Few points make small eigenvalues too small; the diagonal, which they know, steadies them.
-    share = columns / (columns + number * rows)
+    # Few gradients make small eigenvalues too small; the diagonal, which they know, steadies them.
+    # Ten times as many as columns need next to nothing: a small curvature then stays small.
+    share = columns**2 / (columns**2 + (number * rows) ** 2)
     second = (1 - share) * second + share * torch.diag(second.diagonal())
     values, axes = torch.linalg.eigh(second)
     return _Block(axes.to(gradients), _scale(values, floor).to(gradients))
