@@ -8,6 +8,10 @@ faster.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from curvops.autodiff.affine import Affine
@@ -67,7 +71,8 @@ class ManyPoints(Passes):
             columns: How many points go through the model together: a number, ``"loop"`` for one
                 after another, ``"vmap"`` for all that memory allows, or ``"auto"`` to measure
                 what is fastest on the first batch and remember it. Models that vmap cannot
-                vectorise are evaluated one point after another in any case.
+                vectorise are evaluated one point after another in any case. Each way rounds in
+                its own way: give a number where the last bits must be the same in every process.
             memory_budget: What the evaluation may take beside points and answer, in bytes or as
                 ``"1GiB"``. Batches are cut where one of them alone takes more, unless their
                 data depend on one another.
@@ -151,14 +156,65 @@ class ManyPoints(Passes):
             InputError: If there is no such metric, or the targets are no labels.
             ShapeError: If the metric does not return a number for each datum.
         """
-        options, average = _options(columns, memory_budget), Average(metric, self._loss, self.dtype)
+        options = _options(columns, memory_budget)
+        (average,) = self._averages([metric])
         points, _ = self._points(thetas, options)
-        batch = next(iter(self._data))
-        average.check(self._predict(batch), batch.y, batch.size)
         if not len(points):
             return points.like.new_zeros(0)
         sums = self.sum_values(average.key, average, points, options)
         return sums[:, 0] / sums[:, 1]
+
+    def losses_and_metrics(
+        self,
+        thetas: Vector | Affine,
+        metrics: Mapping[str, Metric],
+        *,
+        columns: Columns = "auto",
+        memory_budget: int | str = _BUDGET,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return L at many points and averages of other things, from the same predictions.
+
+        Args:
+            thetas: Points as columns (see :meth:`losses`).
+            metrics: What to average, by name (see :meth:`metrics`).
+            columns: How many points go through the model together (see :meth:`losses`).
+            memory_budget: What that may take (see :meth:`losses`).
+
+        Returns:
+            Losses ``[K]``, and averages ``[K]`` by name.
+
+        Raises:
+            InputError: If there is no such metric, or the targets are no labels.
+            ShapeError: If a metric does not return a number for each datum.
+        """
+        options, loss = _options(columns, memory_budget), self.loss_func
+        averages = self._averages(metrics.values())
+        points, _ = self._points(thetas, options)
+
+        def everything(prediction: Tensor, y: Any) -> Tensor:
+            total = loss.total(prediction, y).to(self.dtype).reshape(1)
+            return torch.cat([total, *(average(prediction, y) for average in averages)])
+
+        if len(points):
+            name = (loss, *(average.key for average in averages))
+            sums = self.sum_values(name, everything, points, options)
+        else:
+            sums = points.like.new_zeros(0, 1 + 2 * len(averages))
+        losses = sums[:, 0] / self.normalizer
+        if self.weight_decay and len(points):
+            losses = losses + self._decay(points)
+        pairs = zip(metrics, sums[:, 1::2].T, sums[:, 2::2].T, strict=True)
+        return losses, {name: total / count for name, total, count in pairs}
+
+    def _averages(self, metrics: Iterable[Metric]) -> list[Average]:
+        """Read metrics at the door: each must fit the first batch."""
+        averages = [Average(metric, self._loss, self.dtype) for metric in metrics]
+        if averages:
+            batch = next(iter(self._data))
+            prediction = self._predict(batch)
+            for average in averages:
+                average.check(prediction, batch.y, batch.size)
+        return averages
 
     def _here(self) -> Points:
         return Points(self.params, self.theta.unsqueeze(0))

@@ -204,7 +204,7 @@ class EmpiricalRisk(ManyPoints):
         other, budget = copy.copy(self), parse_bytes(cache_data, "cache_data")
         other._data = cast(BatchStream, CastStream(self._data, dtype, budget))
         other._model = self._model.to(dtype)
-        other._ensemble = Ensemble(other._model)
+        other._ensemble = (self._ensemble or Ensemble(self._model)).of(other._model)
         other.params = {n: p.detach().to(dtype, copy=True) for n, p in self.params.items()}
         return other
 

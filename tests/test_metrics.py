@@ -91,6 +91,31 @@ def test_a_function_is_averaged_over_all_numbers_it_returns(name: str, columns: 
     cases.assert_matches(risk.metrics(thetas, within, columns=columns), expected)
 
 
+@pytest.mark.parametrize("columns", CHUNKS)
+@pytest.mark.parametrize("name", ["ce-weight-mask", "ce-sequence", "mse"])
+def test_losses_and_metrics_are_what_they_are_alone(name: str, columns: Any) -> None:
+    case = cases.make(name)
+    risk = EmpiricalRisk(*case.args, weight_decay=0.7, **cases.UNMERGED)
+    thetas = 3.0 * cases.randn(case.dim, 6, seed=4)
+
+    def largest(f: Tensor, y: Tensor) -> Tensor:
+        return f.abs().amax(1)
+
+    metrics: dict[str, Any] = {"largest": largest}
+    if name != "mse":
+        metrics["right"] = "accuracy"
+    losses, averages = risk.losses_and_metrics(thetas, metrics, columns=columns)
+    cases.assert_matches(losses, risk.losses(thetas))
+    assert list(averages) == list(metrics)
+    for key, metric in metrics.items():
+        cases.assert_matches(averages[key], risk.metrics(thetas, metric))
+    alone, nothing = risk.losses_and_metrics(thetas, {})
+    cases.assert_matches(alone, losses)
+    assert nothing == {}
+    none, averages = risk.losses_and_metrics(thetas[:, :0], metrics)
+    assert none.shape == averages["largest"].shape == (0,)
+
+
 def test_dtype_and_no_points() -> None:
     case = cases.make("ce", dtype=torch.float32)
     risk = EmpiricalRisk(*case.args)

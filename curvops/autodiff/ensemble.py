@@ -9,6 +9,7 @@ with the same numbers.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ _WIDTHS = (1, 4, 16, 64, 256)
 _WORSE = 2.0
 """Times the best seconds per point beyond which wider blocks are not tried: four small points may
 well take longer together than apart, and 64 a tenth."""
+_BETTER = 0.8
+"""Times the best seconds per point below which a plan is preferred to simpler ones: what is about
+as fast should not be left to chance, since another plan rounds otherwise."""
 _REPEATS, _LONG = 4, 0.05
 """Runs of a trial, and seconds beyond which it needs no more."""
 _GRAPHS = 2
@@ -63,9 +67,16 @@ class Ensemble:
 
     def __init__(self, model: FunctionalModel) -> None:
         self.model = model
-        self._pace: dict[Hashable, dict[Plan, float]] = {}
+        # By dtype, and with gradients or without; what is evaluated hardly matters.
+        self._pace: dict[tuple[torch.dtype, bool], dict[Plan, float]] = {}
         self._failed: set[tuple[Hashable, str]] = set()
         self._bytes_per_datum: float | None = None
+
+    def of(self, model: FunctionalModel) -> Ensemble:
+        """Return an ensemble of the same model in another dtype, sharing what is measured."""
+        other = copy.copy(self)
+        other.model, other._bytes_per_datum = model, None
+        return other
 
     def run(self, evaluation: Evaluation, batch: Batch, options: Keeping) -> Tensor:
         """Return the quantity of a batch at every point, ``[K, *]``.
@@ -135,32 +146,38 @@ class Ensemble:
             width = limit if columns == "vmap" else min(int(columns), limit)
             return Plan(width) if stacks else _LOOP
         products = evaluation.num_products * self._per_datum(evaluation, batch) * batch.size
-        pace = self._pace.setdefault(key, {})
-        best = _LOOP
-        if _LOOP not in pace:
-            pace[_LOOP] = self._try(evaluation, _LOOP)
+        best, seconds = _LOOP, self._seconds(evaluation, _LOOP, limit)
         if evaluation.shares and self.may_share(evaluation) and products <= _bytes(options) // 2:
-            plan = Plan(1, shared=True)
-            if plan not in pace:
-                pace[plan] = self._try(evaluation, plan)
-            best = min(best, plan, key=pace.__getitem__)
+            shared = self._seconds(evaluation, Plan(1, shared=True), limit)
+            if shared < _BETTER * seconds:
+                best, seconds = Plan(1, shared=True), shared
         for width in _WIDTHS[1:]:
             if not stacks or width // 4 >= limit:
                 break
             plan = Plan(width, best.shared)
-            if plan not in pace:
-                pace[plan] = self._try(evaluation, Plan(min(width, limit), best.shared))
-            if pace[plan] < pace[best]:
-                best = plan
-            elif pace[plan] > _WORSE * pace[best]:
+            stacked = self._seconds(evaluation, plan, limit)
+            if stacked < _BETTER * seconds:
+                best, seconds = plan, stacked
+            elif stacked > _WORSE * seconds:
                 break
         return Plan(min(best.width, limit), best.shared)
+
+    def _seconds(self, evaluation: Evaluation, plan: Plan, limit: int) -> float:
+        """Return the seconds that a point takes, measured once; infinity where the plan fails."""
+        pace = self._pace.setdefault((evaluation.points.like.dtype, evaluation.with_gradients), {})
+        kind = "stacked" if plan.width > 1 else "shared"
+        if plan != _LOOP and (evaluation.key, kind) in self._failed:
+            return _INFINITY
+        if plan not in pace:
+            seconds = self._try(evaluation, Plan(min(plan.width, limit), plan.shared))
+            if seconds == _INFINITY:  # which concerns this quantity alone
+                return seconds
+            pace[plan] = seconds
+        return pace[plan]
 
     def _try(self, evaluation: Evaluation, plan: Plan) -> float:
         """Return the seconds that a point takes, infinity if the plan fails or answers wrongly."""
         kind = "stacked" if plan.width > 1 else "shared"
-        if plan != _LOOP and (evaluation.key, kind) in self._failed:
-            return _INFINITY
 
         def run() -> Tensor:
             return self._evaluate(evaluation, plan, 0, plan.width)

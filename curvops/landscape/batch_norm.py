@@ -8,6 +8,7 @@ are estimated again at every point, from a pass over the data.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,6 +104,14 @@ class Renormalized:
     def metrics(self, thetas: Tensor, metric: Metric) -> Tensor:
         """Return averages over the data at points ``[P, K]``, likewise, ``[K]``."""
         return _stacked([self.at(theta).metrics(theta, metric)[0] for theta in thetas.T], thetas)
+
+    def losses_and_metrics(
+        self, thetas: Tensor, metrics: Mapping[str, Metric]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return both at points ``[P, K]``, from the same statistics."""
+        found = [self.at(theta).losses_and_metrics(theta, metrics) for theta in thetas.T]
+        averages = {name: _stacked([f[1][name][0] for f in found], thetas) for name in metrics}
+        return _stacked([f[0][0] for f in found], thetas), averages
 
 
 def _stacked(values: list[Tensor], like: Tensor) -> Tensor:

@@ -125,9 +125,10 @@ def evaluate(
     found: dict[str, list[Tensor]] = {name: [] for name in named}
     for piece in pieces:
         for part in _cut(piece):
-            losses.append(_plain(risk.losses(part)))
-            for name, metric in named.items():
-                found[name].append(_plain(risk.metrics(part, metric)))
+            values, averages = risk.losses_and_metrics(part, named)
+            losses.append(_plain(values))
+            for name, average in averages.items():
+                found[name].append(_plain(average))
             bar.update(_size(part))
     return Values(_joined(losses), {name: _joined(parts) for name, parts in found.items()})
 

@@ -249,6 +249,32 @@ def test_a_choice_is_measured_once_and_for_all_copies(plans: list[Plan]) -> None
     assert sum(plan.width for plan in plans) == 12
 
 
+def test_copies_in_another_dtype_and_other_quantities_share_what_is_measured(
+    plans: list[Plan],
+) -> None:
+    """So that the same question twice has the same answer to the last bit."""
+    risk = problems.mlp((4, 4)).risk()
+    line = ray(risk, 20, 2)
+    first = risk.to(torch.float32).losses(line)
+    plans.clear()
+    assert torch.equal(risk.to(torch.float32).losses(line), first)
+    again, _ = risk.to(torch.float32).losses_and_metrics(line, {"right": "accuracy"})
+    assert torch.equal(again, first)
+    assert sum(plan.width for plan in plans) == 2 * 2 * 20
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.85, 1.5])
+def test_chance_does_not_decide_between_plans_that_are_about_as_fast(
+    ratio: float, monkeypatch: pytest.MonkeyPatch, plans: list[Plan]
+) -> None:
+    monkeypatch.setattr(
+        Ensemble, "_try", lambda self, evaluation, plan: ratio if plan.width > 1 else 1.0
+    )
+    risk = problems.mlp((4, 4)).risk()
+    risk.losses(points(risk, 16))
+    assert {plan.width > 1 for plan in plans} == {ratio < 0.8}
+
+
 def test_what_vmap_refuses_is_evaluated_one_by_one(plans: list[Plan]) -> None:
     """Control flow that depends on the values of a parameter."""
 
