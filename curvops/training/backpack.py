@@ -33,6 +33,7 @@ from curvops.training.layers import (
     Layer,
     LinearLayer,
     ReducedLayer,
+    Windows,
 )
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -125,6 +126,7 @@ class Collector:
                 self._places[module] = held
         self._extension = _Guarded(self)
         self._hooks: list[Any] = []
+        self._windows = Windows()
         self._directions: Sequence[Blocks] = ()
         self._reset()
 
@@ -245,7 +247,8 @@ class Collector:
         elif isinstance(module, nn.Linear):
             layer = LinearLayer(places, _at_least_float32(x.detach()), delta)
         else:
-            layer = ConvLayer(places, module, _at_least_float32(x.detach()), delta)
+            a = _at_least_float32(x.detach())
+            layer = ConvLayer(places, module, a, delta, self._windows)
             weights = sum(p.numel() for p in module.parameters())
             if self._size * weights <= x.numel() + delta.numel():
                 layer = KeptLayer(layer.gradients())

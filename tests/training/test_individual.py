@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from curvops.errors import InputError
 from curvops.losses import as_loss
 from curvops.training.individual import Batch, Individual, Request, sampled_rows
+from curvops.training.layers import Windows
 from curvops.training.source import Source
 from tests.cases import rand, randint, randn, seeded
 
@@ -483,3 +484,16 @@ def test_rows_are_chosen_in_proportion() -> None:
     assert sampled_rows(shapes, None, seed=0) == [None] * 4
     again = sampled_rows(shapes, 1 << 14, seed=0)
     assert torch.equal(rows[0], again[0])  # type: ignore[arg-type]
+
+
+def test_windows_of_many_sizes_do_not_pile_up() -> None:
+    windows, conv = Windows(), nn.Conv2d(1, 2, 3, padding=1)
+    for size in range(4, 80):
+        x = torch.arange(size * size, dtype=torch.float32).reshape(1, 1, size, size)
+        expected = nn.functional.unfold(x, 3, padding=1)
+        for _ in range(2):  # the second time from the tensors of the first
+            torch.testing.assert_close(windows(conv, x), expected)
+    assert len(windows._tensors) <= 33
+    large = torch.randn(1, 1, 300, 300, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(windows(conv, large), nn.functional.unfold(large, 3, padding=1))
+    assert all(unfolded.numel() <= 1 << 19 for _, unfolded in windows._tensors.values())

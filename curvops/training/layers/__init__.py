@@ -15,7 +15,7 @@ it is met.
 from __future__ import annotations
 
 from curvops.training.layers.base import Layer, NotKept
-from curvops.training.layers.convolution import ConvLayer
+from curvops.training.layers.convolution import ConvLayer, Windows
 from curvops.training.layers.embedding import EmbeddingLayer
 from curvops.training.layers.kept import KeptLayer, ReducedLayer
 from curvops.training.layers.linear import LinearLayer
@@ -28,4 +28,5 @@ __all__ = [
     "LinearLayer",
     "NotKept",
     "ReducedLayer",
+    "Windows",
 ]

@@ -17,6 +17,10 @@ _WINDOWS_NUMEL = 1 << 19
 """Numbers of unfolded windows at a time: 2 MiB of float32."""
 
 
+_SHAPES = 32
+"""Shapes of windows for which tensors are kept."""
+
+
 class ConvLayer(Layer):
     """``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` with padding by zeros.
 
@@ -25,12 +29,19 @@ class ConvLayer(Layer):
         module: The layer, for its kernel, stride, padding, dilation and groups.
         inputs: x, ``[B, in, *]``.
         outputs: δ, ``[B, out, *]``.
+        windows: Where windows are unfolded to, shared among layers and steps.
     """
 
     def __init__(
-        self, places: Mapping[str, int], module: nn.Module, inputs: Tensor, outputs: Tensor
+        self,
+        places: Mapping[str, int],
+        module: nn.Module,
+        inputs: Tensor,
+        outputs: Tensor,
+        windows: Windows | None = None,
     ) -> None:
         self.places, self._module = places, module
+        self._windows = windows or Windows()
         self.x, self.delta = inputs, outputs
 
     @property
@@ -100,7 +111,7 @@ class ConvLayer(Layer):
         few = max(1, _WINDOWS_NUMEL // max(1, x[0].numel() * weight[0, 0].numel()))
         parts = zip(x.split(few), delta.split(few), found.split(few * groups), strict=True)
         for some, of_some, into in parts:
-            a = rearrange(_unfold(self._module, some), "b (g i) t -> (b g) i t", g=groups)
+            a = rearrange(self._windows(self._module, some), "b (g i) t -> (b g) i t", g=groups)
             d = rearrange(of_some, "b (g o) ... -> (b g) o (...)", g=groups)
             torch.bmm(d, a.mT, out=into)
         return found
@@ -121,14 +132,40 @@ def _convolve(module: Any, x: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
-def _unfold(module: Any, x: Tensor) -> Tensor:
-    """Return the windows of the input ``[b, in * kernel, positions]``, channel first."""
-    sides = [p for p in reversed(module.padding) for _ in range(2)]
-    windows = F.pad(x, sides) if any(sides) else x
-    axes = len(module.kernel_size)
-    for i, (k, s, d) in enumerate(zip(module.kernel_size, module.stride, module.dilation)):
-        windows = windows.unfold(2 + i, d * (k - 1) + 1, s)
-        windows = windows[..., ::d]
-    # [b, c, *positions, *kernel] to [b, c * kernel, positions]
-    order = [0, 1, *range(2 + axes, 2 + 2 * axes), *range(2, 2 + axes)]
-    return windows.permute(order).flatten(2 + axes).flatten(1, 1 + axes)
+class Windows:
+    """Unfolds the windows of a convolution's input, into tensors that are filled again and again.
+
+    New ones of that size would cost more, in page faults, than what is written to them.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, module: Any, x: Tensor) -> Tensor:
+        """Return the windows ``[b, in * kernel, positions]``, good until the next call."""
+        key = (x.shape, x.dtype, x.device, *(
+            getattr(module, name) for name in ("kernel_size", "padding", "stride", "dilation")
+        ))  # fmt: skip
+        inner = [slice(None), slice(None)]
+        inner += [slice(p, p + n) for p, n in zip(module.padding, x.shape[2:], strict=True)]
+        axes = len(module.kernel_size)
+        if key not in self._tensors:
+            padded = [n + 2 * p for n, p in zip(x.shape[2:], module.padding, strict=True)]
+            self._tensors[key] = (x.new_zeros(*x.shape[:2], *padded), x.new_empty(0))
+        framed, unfolded = self._tensors[key]
+        framed[tuple(inner)].copy_(x)
+        view = framed
+        for i, (k, s, d) in enumerate(zip(module.kernel_size, module.stride, module.dilation)):
+            view = view.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
+        # [b, c, *positions, *kernel] to [b, c, *kernel, *positions]
+        view = view.permute(0, 1, *range(2 + axes, 2 + 2 * axes), *range(2, 2 + axes))
+        if unfolded.shape != view.shape:
+            unfolded = x.new_empty(view.shape)
+            if len(self._tensors) > _SHAPES:  # images of ever new sizes
+                self._tensors.clear()
+            if unfolded.numel() <= _WINDOWS_NUMEL:
+                self._tensors[key] = (framed, unfolded)
+            else:
+                self._tensors.pop(key)
+        unfolded.copy_(view)
+        return unfolded.flatten(2 + axes).flatten(1, 1 + axes)

@@ -46,7 +46,8 @@ class LinearLayer(Layer):
 
     def noise(self) -> tuple[Tensor, Tensor]:
         size, inputs, outputs = len(self.a), self.a.shape[-1], self.delta.shape[-1]
-        if self._flat and size * (inputs + outputs) < inputs * outputs:
+        # Two products of [B, in] and [B, out] each, or the inner products of all pairs of data.
+        if self._flat and size * (inputs + outputs) < 3 * inputs * outputs:
             gram = self._gram()
             return gram.diagonal(), gram.sum(1)
         count = 1 + max(self.places.values())
