@@ -313,7 +313,10 @@ def _result(
 def _doubts_about_chains(agreement: float, ess: float, acceptance: float | None) -> list[str]:
     reasons = []
     if agreement > _LARGEST_RHAT:
-        reasons.append(f"R-hat is {agreement:.3f}, above {_LARGEST_RHAT}: chains still drift")
+        reasons.append(
+            f"R-hat is {agreement:.3f}, above {_LARGEST_RHAT}: chains drift, disagree, or are "
+            "short for how slowly they move"
+        )
     if ess < _SMALLEST_ESS:
         reasons.append(f"the effective sample size is {ess:.0f}, below {_SMALLEST_ESS}")
     if acceptance is not None and acceptance < _LEAST_ACCEPTANCE:
