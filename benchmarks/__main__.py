@@ -21,6 +21,7 @@ from benchmarks import (
     report,
     scaling,
     training,
+    volume,
 )
 from benchmarks.environment import environment
 from benchmarks.options import Options
@@ -32,6 +33,7 @@ BENCHMARKS = {
     "products": (products.run, "the price of one product, ours in every way and the peers'"),
     "eigs": (eigs.run, "the largest Hessian eigenpairs, end to end"),
     "logdet": (logdet.run, "log-determinants of the digits network, at equal products"),
+    "volume": (volume.run, "basin volumes of the digits network by preconditioner, and others"),
     "landscape": (landscape.run, "the loss at 81 points of a plane, whatever the batch size"),
     "memory": (memory.run, "peak memory, each case in a process of its own"),
     "training": (training.run, "a training step with quantities, beside the plain step"),

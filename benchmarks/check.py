@@ -14,6 +14,7 @@ SLACK = {
     "products": 0.1,
     "eigs": 10.0,
     "logdet": 1.0,
+    "volume": 10.0,
     "landscape": 0.1,
     "memory": 20.0,
     "training": 0.2,

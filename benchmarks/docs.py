@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import landscape, logdet, report, training
+from benchmarks import landscape, logdet, report, training, volume
 from benchmarks.problems import TITLES
 from benchmarks.results import FOLDER, MEASURED, Result, Row, committed, find, select
 from benchmarks.tables import Table, number
@@ -66,6 +66,7 @@ pip install -e ".[bench,plot]"
 python -m benchmarks products --json products.json
 python -m benchmarks eigs
 python -m benchmarks logdet
+python -m benchmarks volume
 python -m benchmarks landscape
 python -m benchmarks memory
 python -m benchmarks training
@@ -213,6 +214,33 @@ def _logdet(rows: Sequence[Row]) -> Iterator[str]:
     yield logdet.table(list(rows)).markdown() + "\n"
 
 
+def _volume(rows: Sequence[Row]) -> Iterator[str]:
+    yield (
+        "Log-volumes of basins ([Basin volume](volume.md)). The toy is a rotated quadratic of 200 "
+        "parameters; the digits network is the published recipe of "
+        "[Scherlis & Belrose](https://arxiv.org/abs/2501.18812), trained here, with 3000 "
+        "directions, beside the best of their dampings; the CNN is on Fashion-MNIST. Where the "
+        "effective sample size is near one the number is that of one lucky direction, and a lower "
+        "bound of the volume that holds all the same.\n"
+    )
+    best = {row.variant: row.extra["log_volume"] for row in rows if row.problem == "digits"}
+    ways = [way for way in ("none", "adam", "diagonal") if way in best]
+    ends = [best[way] for way in ("lowrank", "dense") if way in best]
+    if len(ways) == 3 and ends:
+        values = [best[way] for way in ways] + [max(ends)]
+        published = max(volume.PUBLISHED.values())
+        cells = [
+            ["isotropic < adam < diagonal < low rank or dense", _mark(values == sorted(values))],
+            [f"the best above the best published, {published:.0f}", _mark(max(ends) > published)],
+        ]
+        yield Table(["target on digits", ""], cells).markdown() + "\n"
+    yield volume.table(list(rows)).markdown() + "\n"
+
+
+def _mark(met: bool) -> str:
+    return MET if met else MISSED
+
+
 def _landscape(rows: Sequence[Row]) -> Iterator[str]:
     yield (
         "The loss of a 784-128-128-10 ReLU network (P = 118282) at 81 points over 60000 images, by "
@@ -329,6 +357,7 @@ _TITLES = {
     "products": "Products",
     "eigs": "Eigenpairs",
     "logdet": "Log-determinants",
+    "volume": "Basin volumes",
     "landscape": "Landscape",
     "memory": "Memory",
     "training": "Training",
@@ -338,6 +367,7 @@ _SECTIONS = {
     "products": _products,
     "eigs": _eigs,
     "logdet": _logdet,
+    "volume": _volume,
     "landscape": _landscape,
     "memory": _memory,
     "training": _training,

@@ -38,7 +38,7 @@ from curvops.report import load_problem
 from curvops.report.accuracy import accuracy
 from curvops.report.training_run import demo_run
 from curvops.training import read_journal
-from curvops.volume import logdet_from_eigenvalues, quadratic_volume
+from curvops.volume import basin_volume, logdet_from_eigenvalues, quadratic_volume
 from curvops.volume.learning_coefficient import local_learning_coefficient
 
 risk = {load}.risk

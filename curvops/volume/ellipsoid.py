@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from curvops.errors import IndefiniteError, InputError
 from curvops.linalg.logdet import Method as LogDetMethod
@@ -213,47 +214,81 @@ def _gaussian(
         )
     matrix, noise = dense_matrix(operator, progress)
     values, vectors = torch.linalg.eigh(matrix)
-    noise = max(noise, _float64_noise(values))
-    shifted = values + shift
-    if float(shifted.min()) < -noise:
-        raise IndefiniteError(
-            f"H + cI with c = {shift:g} is indefinite: its smallest eigenvalue is "
-            f"{float(shifted.min()):.6g}, so that the quadratic model falls without bound, and its "
-            'region is no ellipsoid. Pass weight_decay=, or curvature="ggn".',
-            smallest=float(values.min()),
-            num_bad=int((shifted < -noise).sum()),
-            shift=shift,
-            sufficient_shift=-float(values.min()),
-        )
-    offsets = vectors.T @ risk.theta.to(vectors)
+    result = gaussian_volume(
+        values + shift,
+        vectors.T @ risk.theta.to(vectors),
+        measure.std,
+        threshold=threshold,
+        noise=max(noise, _float64_noise(values)),
+    )
+    return replace(result, shift=shift, weight_decay=weight_decay, num_matvecs=dim)
 
-    def log_p(eigenvalues: torch.Tensor) -> float:
-        if not bool((eigenvalues > 0).any()):
+
+def gaussian_volume(
+    eigenvalues: Tensor, offsets: Tensor, std: float, *, threshold: float, noise: float = 0.0
+) -> QuadraticVolume:
+    r"""Return how likely a draw of a Gaussian is to fall into an ellipsoid, in logs.
+
+    .. math:: \log \Pr\bigl[\tfrac12 (\theta - \theta^*)^T A (\theta - \theta^*) \le T\bigr],
+        \qquad \theta \sim \mathcal{N}(0, \sigma^2 I)
+
+    Args:
+        eigenvalues: Of ``A``, ``[P]``.
+        offsets: θ* in the basis of the eigenvectors, ``[P]``.
+        std: ``σ``.
+        threshold: ``T``.
+        noise: The absolute error of an eigenvalue; smaller ones may be zero.
+
+    Raises:
+        IndefiniteError: If an eigenvalue is negative beyond the noise.
+        InputError: If ``threshold`` or ``std`` is not positive and finite.
+
+    Example:
+        >>> import torch
+        >>> result = gaussian_volume(torch.ones(2), torch.zeros(2), 1.0, threshold=0.5)
+        >>> round(result.log_volume, 6)  # log(1 - exp(-1/2))
+        -0.932752
+    """
+    check_threshold(threshold)
+    measure, values = Gaussian(std), eigenvalues.to(torch.float64)
+    smallest = float(values.min())
+    if smallest < -noise:
+        raise IndefiniteError(
+            f"the curvature is indefinite: its smallest eigenvalue is {smallest:.6g}, so that the "
+            "quadratic model falls without bound, and its region is no ellipsoid. Pass "
+            'weight_decay=, or curvature="ggn".',
+            smallest=smallest,
+            num_bad=int((values < -noise).sum()),
+            shift=0.0,
+            sufficient_shift=-smallest,
+        )
+
+    def log_p(curved: Tensor) -> float:
+        if not bool((curved > 0).any()):
             return 0.0
-        return log_gaussian_ellipsoid(eigenvalues, offsets, measure.std, threshold)
+        return log_gaussian_ellipsoid(curved, offsets, std, threshold)
 
     # What rounding hides may be there or not.
-    ends = [log_p((shifted + sign * noise).clamp(min=0.0)) for sign in (1.0, -1.0)]
+    lower, upper = (log_p((values + sign * noise).clamp(min=0.0)) for sign in (1.0, -1.0))
     return QuadraticVolume(
-        log_volume=log_p(shifted.clamp(min=0.0)),
+        log_volume=log_p(values.clamp(min=0.0)),
         stderr=0.0,
-        lower=ends[0],
-        upper=ends[1],
+        lower=lower,
+        upper=upper,
         ball_term=math.nan,
         threshold_term=math.nan,
         logdet=math.nan,
-        dim=dim,
+        dim=len(values),
         threshold=float(threshold),
-        shift=shift,
-        weight_decay=weight_decay,
-        prior_std=measure.std,
+        shift=0.0,
+        weight_decay=0.0,
+        prior_std=std,
         prior_count=0.0,
         measure=measure,
-        num_matvecs=dim,
     )
 
 
-def _float64_noise(eigenvalues: torch.Tensor) -> float:
+def _float64_noise(eigenvalues: Tensor) -> float:
     eps = torch.finfo(torch.float64).eps
     return eps * len(eigenvalues) * float(eigenvalues.abs().max())
 

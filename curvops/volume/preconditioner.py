@@ -57,6 +57,31 @@ class Preconditioner:
     num_matvecs: int
     seconds: float
 
+    @classmethod
+    def of(
+        cls,
+        form: SpectralForm,
+        *,
+        threshold: float,
+        std: float,
+        kind: str = "dense",
+        num_matvecs: int = 0,
+        seconds: float = 0.0,
+    ) -> Preconditioner:
+        """Return the preconditioner of a curvature that is known already.
+
+        Args:
+            form: The curvature.
+            threshold: ``ε``.
+            std: ``σ``; infinite where the curvature alone decides.
+            kind: What to call it.
+            num_matvecs: Products that the curvature took.
+            seconds: How long it took.
+        """
+        check_threshold(threshold)
+        tau, root, log_scale = _scaled(form, threshold, std)
+        return cls(kind, form, threshold, std, tau, root, log_scale, num_matvecs, seconds)
+
     @property
     def dim(self) -> int:
         """The number of parameters ``P``."""
@@ -159,15 +184,11 @@ def build_preconditioner(
         progress=progress,
     )
     sigma = _sigma(form, cost, threshold) if std is None else std
-    tau, root, log_scale = _scaled(form, threshold, sigma)
-    return Preconditioner(
-        kind=kind,
-        form=form,
+    return Preconditioner.of(
+        form,
         threshold=threshold,
         std=sigma,
-        tau=tau,
-        root=root,
-        log_scale=log_scale,
+        kind=kind,
         num_matvecs=num_matvecs,
         seconds=time.perf_counter() - start,
     )

@@ -54,3 +54,8 @@ def restrict(risk: EmpiricalRisk, scope: Scope) -> EmpiricalRisk:
         {name: p for name, p in risk.params.items() if name not in chosen}
     )
     return other
+
+
+def _matches(name: str, glob: str) -> bool:
+    # A name that holds brackets or stars still means itself.
+    return name == glob or fnmatchcase(name, glob)

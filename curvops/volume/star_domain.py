@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 2**28
 """Memory for the directions that are looked along at a time."""
 
-_NATS = 1e-4
+_NATS = 1e-6
 """How precise P log R shall be."""
 
 _CIRCLE_RTOL = 1e-6

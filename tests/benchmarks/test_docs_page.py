@@ -44,6 +44,16 @@ def logdet() -> list[Row]:
     ]
 
 
+def volume() -> list[Row]:
+    values = {"none": -9300.0, "adam": -7100.0, "diagonal": -7000.0, "dense": -6200.0}
+    extra = {"stderr": 1.0, "ess": 1.0, "largest_weight": 1.0}
+    key = {"problem": "digits", "quantity": "log p, star", "library": "curvops"}
+    return [
+        Row(**key, variant=name, value=90.0, extra={"log_volume": value, **extra})
+        for name, value in values.items()
+    ]
+
+
 def landscape() -> list[Row]:
     key = {"problem": "landscape", "quantity": "losses", "columns": 81, "axis": "batch"}
     extra = {"error": 1e-6, "seconds": 2.0, "peak_mb": 90.0}
@@ -84,6 +94,7 @@ def write(folder: Path) -> None:
         "products": products(),
         "eigs": [eigs],
         "logdet": logdet(),
+        "volume": volume(),
         "landscape": landscape(),
         "memory": [memory],
         "training": training(),
@@ -138,7 +149,7 @@ def test_quick_runs_say_so(tmp_path: Path) -> None:
 
 
 def test_nothing_committed_is_no_error(tmp_path: Path) -> None:
-    assert docs.page(tmp_path).count("Not measured yet.") == 7
+    assert docs.page(tmp_path).count("Not measured yet.") == 8
 
 
 def test_the_committed_page_is_up_to_date() -> None:
