@@ -25,6 +25,7 @@ from curvops.landscape import (
     permute,
 )
 from curvops.landscape.permutation import group_size
+from curvops.landscape.weight_matching import match
 from tests import cases
 from tests.landscape import nets
 
@@ -292,6 +293,20 @@ def test_a_layer_that_is_used_twice_only_gets_closer() -> None:
     for seed in range(4):
         found = align(risk, net, other, seed=seed)
         assert found.distance <= found.distance_before
+
+
+def test_a_group_on_both_axes_of_a_tensor_only_gets_closer() -> None:
+    """There the assignment problem is a linear guess at a quadratic one, and may be worse."""
+    groups = {"h": (Axis("W", 0), Axis("W", 1))}
+    better = 0
+    for seed in range(40):
+        a, b = ({"W": cases.randn(5, 5, seed=2 * seed + i)} for i in (0, 1))
+        found = match(a, b, groups, 50, cases.rng(seed))
+        before = float((a["W"] * b["W"]).sum())
+        assert found.similarity >= before
+        assert found.converged
+        better += found.similarity > before
+    assert better > 30
 
 
 # Formats and groups of one's own -------------------------------------------------------------

@@ -215,6 +215,12 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     one, two, other = (fit_path(risk, path, ADAM, 3, batch_size=8, seed=s) for s in (1, 1, 2))
     assert torch.equal(one.path.bends, two.path.bends)
     assert not torch.equal(one.path.bends, other.path.bends)
+    # Where all points and all data are the same, dropout alone tells seeds apart.
+    same = [(torch.ones(8, 4), torch.ones(8, 1))]
+    alike = EmpiricalRisk(net, nn.MSELoss(), net, same, check_deterministic=False)
+    still = PolyChain(*torch.ones(3, 31))
+    first = [float(fit_path(alike, still, ADAM, 1, seed=s).losses[0]) for s in (1, 1, 2)]
+    assert first[0] == first[1] != first[2]
     generator = torch.Generator().manual_seed(7)
     drawn = fit_path(risk, path, ADAM, 1, seed=generator)
     assert drawn.seed != fit_path(risk, path, ADAM, 1, seed=generator).seed

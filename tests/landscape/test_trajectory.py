@@ -93,14 +93,15 @@ def test_any_format(layout: str, tmp_path: File) -> None:
             assert torch.equal(found, expected)
 
 
-def test_a_snapshot_is_a_copy() -> None:
-    x = torch.zeros(3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_snapshot_is_a_copy(dtype: torch.dtype) -> None:
+    x = torch.zeros(3, dtype=dtype)
     trajectory = Trajectory()
-    trajectory.record(x)
-    x += 1
-    trajectory.record(x)
+    for _ in range(3):
+        trajectory.record(x)
+        x += 1
     trajectory[0].add_(5)
-    assert trajectory.columns()[0].tolist() == [0.0, 1.0]
+    assert trajectory.columns()[0].tolist() == [0.0, 1.0, 2.0]
 
 
 def test_every_so_many_steps() -> None:
