@@ -128,11 +128,12 @@ class Cockpit(Loop):
         super().__init__(problem, optimizer)
         if importlib.util.find_spec("cockpit") is None:
             raise ImportError("cockpit")
-        if importlib.util.find_spec("pkg_resources") is None:
+        known_already = "pkg_resources" in sys.modules
+        if not known_already and importlib.util.find_spec("pkg_resources") is None:
             stand_in = ModuleType("pkg_resources")
             stand_in.DistributionNotFound = ImportError  # type: ignore[attr-defined]
             stand_in.get_distribution = lambda _: SimpleNamespace(version="")  # type: ignore[attr-defined]
-            sys.modules.setdefault("pkg_resources", stand_in)
+            sys.modules["pkg_resources"] = stand_in
         package = importlib.import_module("cockpit")
         known = importlib.import_module("cockpit.quantities")
         always = importlib.import_module("cockpit.utils.schedules").linear(interval=1)

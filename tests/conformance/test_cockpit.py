@@ -21,11 +21,11 @@ from tests.cases import randint, randn, seeded
 
 B = 16
 
-if importlib.util.find_spec("pkg_resources") is None:
+if "pkg_resources" not in sys.modules and importlib.util.find_spec("pkg_resources") is None:
     stand_in = ModuleType("pkg_resources")
     stand_in.DistributionNotFound = ImportError  # type: ignore[attr-defined]
     stand_in.get_distribution = lambda _: SimpleNamespace(version="")  # type: ignore[attr-defined]
-    sys.modules.setdefault("pkg_resources", stand_in)
+    sys.modules["pkg_resources"] = stand_in
 
 cockpit = pytest.importorskip("cockpit", reason="cockpit-for-pytorch is not installed")
 
