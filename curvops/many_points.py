@@ -47,6 +47,7 @@ class ManyPoints(Passes):
         """Return L(θ), a 0-dim tensor."""
         return self._losses_at(self._here(), _ONE_BY_ONE)[0]
 
+    @torch.inference_mode(False)
     def gradient(self) -> Tensor:
         """Return ∇L(θ), flat ``[P]``, in the order of ``params``."""
         return self._gradients_at(self._here(), _ONE_BY_ONE)[1][0]
@@ -102,6 +103,7 @@ class ManyPoints(Passes):
         """Return ∇L at many points (see :meth:`losses`), in the format of ``thetas``."""
         return self.losses_and_gradients(thetas, columns=columns, memory_budget=memory_budget)[1]
 
+    @torch.inference_mode(False)
     def losses_and_gradients(
         self,
         thetas: Vector | Affine,
@@ -224,11 +226,11 @@ class ManyPoints(Passes):
         where = (self.dtype, self.device, "thetas")
         if not isinstance(thetas, Affine):
             columns, fmt = self.space.read(thetas, *where)
-            return Points(self.params, columns.T), fmt
+            # autograd cannot start from tensors that were made in inference mode
+            columns = columns.clone() if columns.is_inference() else columns
+            return Points(self.params, columns.T, budget=_bytes(options) // 2), fmt
         form = Form(*thetas.read(self.space, *where))
-        points = Points(self.params, None, form)
-        points.hold(_bytes(options) // 2)
-        return points, thetas.format
+        return Points(self.params, None, form, _bytes(options) // 2), thetas.format
 
     def _losses_at(self, points: Points, options: Keeping) -> Tensor:
         loss = self.loss_func

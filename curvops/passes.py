@@ -35,6 +35,9 @@ from curvops.losses import Loss
 from curvops.rng import PrivateRNG, preserved_rng
 from curvops.tensors import BlockSum, Space, StackedSum
 
+_MANY_DATA = 1000
+"""Data from which on looking for a plane that the points lie in costs less than it saves."""
+
 
 class Passes:
     """A model, a loss, parameters and data, and the passes one can make over them.
@@ -156,7 +159,8 @@ class Passes:
         """
         ensemble = self._evaluator()
         work = Evaluation(self._model, name, quantity, points, self._streams(len(points)))
-        if options.columns == "auto" and ensemble.may_share(work):
+        many = self.num_data >= _MANY_DATA
+        if options.columns == "auto" and many and ensemble.may_share(work):
             points.look_for_form()
         sums: StackedSum | None = None
         with preserved_rng():

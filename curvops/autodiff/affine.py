@@ -131,8 +131,8 @@ def find_affine(rows: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
             found = _fit(rows, pivots)
             if found is None or float(found[1].max()) > _ROUNDING:
                 return None
-            steps = (rows[pivots].double() - rows[0].double()).T
-            return rows[0], steps.to(rows.dtype), found[0].to(rows.dtype)
+            steps = [(rows[k].double() - rows[0].double()).to(rows.dtype) for k in pivots]
+            return rows[0], torch.stack(steps, dim=1), found[0].to(rows.dtype)
     return None
 
 
@@ -141,26 +141,32 @@ def _fit(rows: Tensor, pivots: list[int]) -> tuple[Tensor, Tensor] | None:
 
     Distances ``[K]`` are largest ones over the coordinates, in units of their rounding.
     """
-    origin = rows[0].double()
-    # Where a coordinate is small it rounds less, and knows more about the coefficients.
-    unit = rows.abs().amax(0).double() * torch.finfo(rows.dtype).eps
-    scale = torch.where(unit > 0, 1 / unit, 0)
-    steps = (rows[pivots].double() - origin) * scale
-    gram = steps @ steps.T
+
+    def moved() -> Iterator[Tensor]:
+        """Yield differences from the first point, some coordinates at a time."""
+        for part in rows.split(max(1, _NUMEL // len(rows)), dim=1):
+            part = part.double()
+            # Where a coordinate is small it rounds less, and knows more about the coefficients.
+            unit = part.abs().amax(0) * torch.finfo(rows.dtype).eps
+            yield (part - part[0]).mul_(torch.where(unit > 0, 1 / unit, 0))
+
+    gram = torch.zeros(len(pivots), len(pivots), dtype=torch.float64, device=rows.device)
+    for part in moved():
+        gram += part[pivots] @ part[pivots].T
     if int(torch.linalg.matrix_rank(gram)) < len(pivots):
         return None
-    fitted, distances = [], []
-    for part in rows.split(max(1, _NUMEL // rows.shape[1])):
-        rest = (part.double() - origin).mul_(scale)
-        coefficients = torch.zeros(len(pivots), len(part)).to(gram)
-        # Where doubles are fitted in doubles, a second time removes the rounding of the first.
-        for _ in range(2 if rows.dtype == torch.float64 else 1):
-            step = torch.linalg.solve(gram, steps @ rest.T)
-            coefficients += step
-            rest.addmm_(step.T, steps, alpha=-1)
-        fitted.append(coefficients)
-        distances.append(rest.abs_().amax(1))
-    return torch.cat(fitted, dim=1), torch.cat(distances)
+    coefficients = gram.new_zeros(len(pivots), len(rows))
+    # Where doubles are fitted in doubles, a second time removes the rounding of the first.
+    for _ in range(2 if rows.dtype == torch.float64 else 1):
+        missed = torch.zeros_like(coefficients)
+        for part in moved():
+            missed += part[pivots] @ (part - coefficients.T @ part[pivots]).T
+        coefficients += torch.linalg.solve(gram, missed)
+    distances = gram.new_zeros(len(rows))
+    for part in moved():
+        rest = part.addmm(coefficients.T, part[pivots], alpha=-1)
+        distances = torch.maximum(distances, rest.abs().amax(1))
+    return coefficients, distances
 
 
 class SharedProducts(TorchFunctionMode):

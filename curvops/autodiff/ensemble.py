@@ -183,7 +183,8 @@ class Ensemble:
             return self._evaluate(evaluation, plan, 0, plan.width)
 
         try:
-            result, first, again = _timed(run, evaluation.points.like.device)
+            least = 2 if plan.shared else 1  # the first time makes what is shared
+            result, first, again = _timed(run, evaluation.points.like.device, least)
             agrees = plan == _LOOP or _agree(result[0], evaluation.single(0))
         except TRACE_ERRORS as error:
             if plan == _LOOP:
@@ -204,7 +205,8 @@ class Ensemble:
         # Kernels copy blocks into layouts of their own; gradients are blocks too.
         fixed = points.num_bytes * (3 if evaluation.with_gradients else 2)
         per_point = fixed + per_datum * batch.size
-        return max(1, min(len(points), int(_bytes(options) / per_point)))
+        allowed = max(_bytes(options) // 2, _bytes(options) - points.held_bytes)
+        return max(1, min(len(points), int(allowed / per_point)))
 
     def _per_datum(self, evaluation: Evaluation, batch: Batch) -> float:
         if self._bytes_per_datum is None:
@@ -219,10 +221,12 @@ def _bytes(options: Keeping) -> int:
     return parse_bytes(options.memory_budget, "memory_budget")
 
 
-def _timed(run: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float, float]:
+def _timed(
+    run: Callable[[], Tensor], device: torch.device, least: int
+) -> tuple[Tensor, float, float]:
     """Return a result and the seconds that a first run and a later one take."""
     seconds: list[float] = []
-    while len(seconds) < _REPEATS and sum(seconds) < _LONG:
+    while len(seconds) < least or (len(seconds) < _REPEATS and sum(seconds) < _LONG):
         start = time.perf_counter()
         result = run()
         synchronize(device)

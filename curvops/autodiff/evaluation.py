@@ -88,7 +88,7 @@ class Evaluation:
             directions = [named(direction) for direction in form.directions.T.contiguous()]
             self._products = SharedProducts(batch.X, named(form.origin), directions)
             self._numbers = form.coefficients.T.tolist()
-        with self._model.visiting(self.points.one(0)) as self._visit:
+        with self._model.visiting(self.points.like.device) as self._visit:
             yield
         self._products = None
 

@@ -109,16 +109,12 @@ class FunctionalModel:
         """
         fixed = {**self._held, **(fixed or {})}
         varied = {**{name: fixed[name] for name in self._held}, **params}
-        with ExitStack() as stack:
-            for context in self._second_order_kernels(next(iter(params.values())).device):
-                stack.enter_context(context)
-            if self.module is not None:
-                stack.enter_context(self._substituted(self.module, params, fixed))
+        with self._opened(next(iter(params.values())).device, params, fixed):
             yield lambda X: self._predict(varied, X)
 
     @contextmanager
     def visiting(
-        self, first: Mapping[str, Tensor]
+        self, device: torch.device
     ) -> Iterator[Callable[[Mapping[str, Tensor]], Callable[[Any], Tensor]]]:
         """Open one substitution for many points, and yield ``params -> (X -> prediction)``.
 
@@ -126,7 +122,7 @@ class FunctionalModel:
         is asked for.
 
         Args:
-            first: Any of the points.
+            device: Where the points live.
         """
         held = dict(self._held)
         buffers = {name: owner[key] for name, (owner, key) in self._buffers.items()}
@@ -141,8 +137,19 @@ class FunctionalModel:
             varied = {**held, **params}
             return lambda X: self._predict(varied, X)
 
-        with self.at(first):
+        with self._opened(device, {}, held):
             yield visit
+
+    @contextmanager
+    def _opened(
+        self, device: torch.device, params: Mapping[str, Tensor], fixed: Mapping[str, Tensor]
+    ) -> Iterator[None]:
+        with ExitStack() as stack:
+            for context in self._second_order_kernels(device):
+                stack.enter_context(context)
+            if self.module is not None:
+                stack.enter_context(self._substituted(self.module, params, fixed))
+            yield
 
     def _predict(self, params: Mapping[str, Tensor], X: Any) -> Tensor:
         device = next(iter(params.values())).device

@@ -38,34 +38,48 @@ class Form:
 class Points:
     """K points, given as a matrix or as what makes them.
 
+    Contiguous rows are used as they are. Others are made of what is given: all of them at once or
+    a block after the other, whatever fits the budget.
+
     Args:
         params: Tensors by name, for shapes and dtypes.
-        rows: ``[K, P]``; ``None`` if they are made when they are needed.
+        matrix: Points as rows ``[K, P]``, with any strides; ``None`` if ``form`` makes them.
         form: How they are made, where that is known.
+        budget: Bytes that rows may take.
     """
 
     def __init__(
-        self, params: Mapping[str, Tensor], rows: Tensor | None, form: Form | None = None
+        self,
+        params: Mapping[str, Tensor],
+        matrix: Tensor | None,
+        form: Form | None = None,
+        budget: int = 0,
     ) -> None:
-        assert rows is not None or form is not None
+        assert matrix is not None or form is not None
         self._space = Space.of(params)
         self._dtypes = [p.dtype for p in params.values()]
-        self._rows = None if rows is None else rows.contiguous()
-        self._singles: dict[int, dict[str, Tensor]] = {}
+        self._matrix = matrix
         self.form = form
+        self._singles: dict[int, dict[str, Tensor]] = {}
+        self._first = 0
+        self._size = self._num_rows(budget)
+        self._block = self.like.new_empty(0, self._space.dim)
+        self._is_given = matrix is not None and matrix.is_contiguous()
+        if matrix is not None and self._is_given:
+            self._block = matrix
 
     def __len__(self) -> int:
         """Return the number of points K."""
-        if self._rows is not None:
-            return len(self._rows)
+        if self._matrix is not None:
+            return len(self._matrix)
         assert self.form is not None
         return self.form.coefficients.shape[1]
 
     @property
     def like(self) -> Tensor:
         """A tensor of the points' dtype and device."""
-        if self._rows is not None:
-            return self._rows
+        if self._matrix is not None:
+            return self._matrix
         assert self.form is not None
         return self.form.origin
 
@@ -74,25 +88,40 @@ class Points:
         """Bytes of one point."""
         return self._space.dim * self.like.element_size()
 
-    def hold(self, budget: int) -> None:
-        """Make the rows now if they fit the budget, instead of whenever they are needed."""
-        if self._rows is None and len(self) * self.num_bytes <= budget:
-            self._rows = self.rows(0, len(self))
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of rows that are made of what was given."""
+        if self._is_given:
+            return 0
+        # The block before the last one is alive until a point of the last one is visited.
+        return min(2 * self._size, len(self)) * self.num_bytes
+
+    def _num_rows(self, budget: int) -> int:
+        affordable = budget // max(1, self.num_bytes)
+        return max(1, affordable if affordable >= len(self) else affordable // 2)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return a range of points, ``[c, P]``."""
-        if self._rows is not None:
-            return self._rows[start:stop]
+        """Return a range of points, ``[c, P]``; good until another range is asked for."""
+        stop = min(stop, len(self))
+        if start < self._first or stop > self._first + len(self._block):
+            end = max(stop, min(len(self), start + self._size))
+            self._singles.clear()
+            self._block = self.like.new_empty(0)  # so that two blocks are never alive
+            self._first, self._block = start, self._made(start, end)
+        return self._block[start - self._first : stop - self._first]
+
+    def _made(self, start: int, stop: int) -> Tensor:
+        if self._matrix is not None:
+            return self._matrix[start:stop].contiguous()
         assert self.form is not None
         weights = self.form.coefficients[:, start:stop].T
         return torch.addmm(self.form.origin, weights, self.form.directions.T)
 
     def one(self, k: int) -> dict[str, Tensor]:
         """Return the parameters of one point, tensors ``[*shape]`` by name."""
-        if self._rows is None:
-            return self.named(self.rows(k, k + 1)[0])
+        row = self.rows(k, k + 1)[0]
         if k not in self._singles:
-            self._singles[k] = self.named(self._rows[k])
+            self._singles[k] = self.named(row)
         return self._singles[k]
 
     def several(self, start: int, stop: int) -> dict[str, Tensor]:
@@ -107,8 +136,8 @@ class Points:
 
     def look_for_form(self) -> None:
         """See whether the points lie on a line or in a plane."""
-        if self.form is None and self._rows is not None:
-            found = find_affine(self._rows)
+        if self.form is None and self._matrix is not None:
+            found = find_affine(self._matrix)
             self.form = None if found is None else Form(*found)
 
     def named(self, rows: Tensor) -> dict[str, Tensor]:

@@ -17,12 +17,13 @@
 from __future__ import annotations
 
 from curvops.training.alpha import Alpha, ExactAlpha
+from curvops.training.block import Step
 from curvops.training.early_stopping import EarlyStopping, EarlyStoppingResult
 from curvops.training.gradient_noise import GradientNoise, GradientNoiseResult
 from curvops.training.hugging_face import hugging_face_callback
 from curvops.training.journal import JournalWarning, read_journal
 from curvops.training.lightning import lightning_callback
-from curvops.training.monitor import Monitor, Step
+from curvops.training.monitor import Monitor
 from curvops.training.quantity import Measured, Quantity
 from curvops.training.recorder import MonitorWarning
 from curvops.training.run import Record, Run

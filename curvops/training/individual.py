@@ -249,3 +249,15 @@ def check_loss(loss: Loss, prediction: Tensor, y: Any, size: int) -> None:
 def slice_data(nest: Any, start: int, stop: int, size: int) -> Any:
     """Return some data of a batch; tensors of another leading size are shared."""
     return map_tensors(lambda t: t[start:stop] if t.ndim and t.shape[0] == size else t, nest)
+
+
+def joined(requests: Sequence[Request]) -> Request:
+    """Return what answers all requests: rows of all parameters where anyone wants all."""
+    moments = [r.moments for r in requests if r.moments is not None]
+    # Rows that were chosen are fewer than all; a quantity picks its own out of all.
+    widest = max(moments, key=lambda rows: sum(r is None for r in rows), default=None)
+    return Request(
+        directions=tuple(d for r in requests for d in r.directions),
+        noise=any(r.noise for r in requests),
+        moments=widest,
+    )

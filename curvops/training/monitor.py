@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
@@ -20,45 +19,14 @@ from curvops.autodiff import Forward, unwrap
 from curvops.errors import InputError
 from curvops.losses import Normalizer, as_loss
 from curvops.nesting import leading_size
+from curvops.training.block import Block, Step
 from curvops.training.curvature import PROBE_SIZE, Curvature, Point, Probe
-from curvops.training.individual import Batch, Request, Statistics
-from curvops.training.quantity import Quantity, Setting
+from curvops.training.individual import Batch, Statistics, joined
+from curvops.training.quantity import Quantity, Setting, checked
 from curvops.training.recorder import Recorder
 from curvops.training.run import STEP, Record, Run, plain
 from curvops.training.source import Seen, Source, Way
 from curvops.training.update import Updates, innermost
-
-
-@dataclass
-class Step:
-    """A step of the optimizer, as the ``with`` block of a monitor gives it.
-
-    Attributes:
-        number: Counted in updates of the optimizer, from 0.
-        loss: The loss of the mini-batch, once the block is over, if the model's output was seen.
-    """
-
-    number: int
-    loss: float | None = None
-
-
-class _Block:
-    """The ``with`` block around the passes of one mini-batch."""
-
-    def __init__(self, monitor: Monitor, X: Any, y: Any) -> None:
-        self._monitor, self._X, self._y = monitor, X, y
-
-    def __enter__(self) -> Step:
-        self._step = self._monitor._enter(self._X, self._y)
-        return self._step
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._monitor._leave(self._step, self._X, self._y, failed=kind is not None)
 
 
 class Monitor:
@@ -146,7 +114,7 @@ class Monitor:
         params = {n: p for n, p in inner.named_parameters() if p.requires_grad}
         if not params:
             raise InputError("model has no parameter that requires a gradient.")
-        self.quantities = _checked(quantities)
+        self.quantities = checked(quantities)
         if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 0):
             raise InputError(f"keep must be a nonnegative integer or None, got {keep!r}.")
         loss = as_loss(loss_func, reduction, normalizer)
@@ -189,7 +157,7 @@ class Monitor:
 
     # ------------------------------------------------------------------ in the loop
 
-    def step(self, X: Any, y: Any) -> _Block:
+    def step(self, X: Any, y: Any) -> Block:
         """Watch the forward and the backward pass of a mini-batch, made in the ``with`` block.
 
         Args:
@@ -208,7 +176,7 @@ class Monitor:
             raise InputError("the monitor is closed.")
         if self._in_block:
             raise InputError("a block of this monitor is open already; blocks cannot be nested.")
-        return _Block(self, X, y)
+        return Block(self, X, y)
 
     def backward(self, X: Any, y: Any, *, scale: float = 1.0) -> Tensor:
         """Make the forward and the backward pass of a mini-batch, and return its loss.
@@ -371,7 +339,7 @@ class Monitor:
             if batch is None:
                 return
             requests = {q: q.request(self._number) for q in self.quantities}
-            found = batch.measure(_joined(list(requests.values())))
+            found = batch.measure(joined(list(requests.values())))
             first = 0
             for quantity, request in requests.items():
                 mine = found.projections[first : first + len(request.directions)]
@@ -425,30 +393,3 @@ class Monitor:
             yield
         finally:
             self._spent += time.perf_counter() - begin
-
-
-def _checked(quantities: Iterable[Quantity]) -> tuple[Quantity, ...]:
-    found = tuple(quantities)
-    for quantity in found:
-        if not isinstance(quantity, Quantity):
-            raise InputError(
-                f"quantities must be instances such as Alpha(), got {quantity!r}; did you forget "
-                "the parentheses?"
-            )
-    names = [q.name for q in found]
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        raise InputError(f"quantities holds {twice[0]!r} more than once.")
-    return found
-
-
-def _joined(requests: Sequence[Request]) -> Request:
-    """Return what answers all requests: rows of all parameters where anyone wants all."""
-    moments = [r.moments for r in requests if r.moments is not None]
-    # Rows that were chosen are fewer than all; a quantity picks its own out of all.
-    widest = max(moments, key=lambda rows: sum(r is None for r in rows), default=None)
-    return Request(
-        directions=tuple(d for r in requests for d in r.directions),
-        noise=any(r.noise for r in requests),
-        moments=widest,
-    )

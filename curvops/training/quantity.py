@@ -123,3 +123,19 @@ class Quantity(ABC):
     ) -> Iterable[Measured]:
         """Measure from what a step did, and the data it did it for, where they are individual."""
         return ()
+
+
+def checked(quantities: Iterable[Quantity]) -> tuple[Quantity, ...]:
+    """Return the quantities if they are instances with names of their own."""
+    found = tuple(quantities)
+    for quantity in found:
+        if not isinstance(quantity, Quantity):
+            raise InputError(
+                f"quantities must be instances such as Alpha(), got {quantity!r}; did you forget "
+                "the parentheses?"
+            )
+    names = [q.name for q in found]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise InputError(f"quantities holds {twice[0]!r} more than once.")
+    return found

@@ -10,7 +10,8 @@ import torch
 
 from curvops.errors import DivergenceError
 from curvops.volume.cloud import Rung
-from curvops.volume.smc import Leg, Sampler, normalised
+from curvops.volume.resampling import normalised
+from curvops.volume.smc import Leg, Sampler
 from curvops.volume.tilt import Hardened, Level, Tempered
 
 _HARDEN = 0.6

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curvops import EmpiricalRisk
+from curvops import EmpiricalRisk, passes
 from curvops.autodiff import ensemble as ensemble_module
 from curvops.autodiff.affine import Affine, SharedProducts, find_affine
 from curvops.autodiff.ensemble import Ensemble, Plan
@@ -116,6 +116,7 @@ def test_every_layer_on_a_ray(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     line, before = ray(risk, 9, 2), list(state(model))
     expected, gradients = one_by_one(risk, columns_of(line))
     always_faster(monkeypatch)
+    monkeypatch.setattr(passes, "_MANY_DATA", 0)
     for given in (line, columns_of(line)):
         problems.assert_same(risk.losses(given), expected, rtol=RTOL)
     problems.assert_same(risk.losses(line, columns=4), expected, rtol=RTOL)
@@ -480,6 +481,23 @@ def test_layers_that_see_the_data_share_products(
     assert plans[-1].shared
     assert (plans[-1].width > 1) == (width > 1)
     assert set(calls) == {"linear" if layer == "linear" else "conv2d"}
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_points_in_columns_share_products_where_data_are_many(
+    enough: bool, plans: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "_MANY_DATA", 8 if enough else 9)
+    always_faster(monkeypatch)
+    risk = problems.mlp((4, 4)).risk()
+    columns = columns_of(ray(risk, 9, 2))
+    expected, _ = one_by_one(risk, columns)
+    plans.clear()
+    problems.assert_same(risk.losses(columns), expected)
+    assert plans[-1].shared == enough
+    plans.clear()
+    problems.assert_same(risk.losses(columns, columns="loop"), expected)
+    assert not any(plan.shared for plan in plans)
 
 
 def test_layers_that_do_not_see_the_data_do_not_share(plans: list[Plan]) -> None:

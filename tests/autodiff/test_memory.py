@@ -307,6 +307,8 @@ def test_torchs_own_words_on_the_cpu_are_known() -> None:
 @needs_proc
 @pytest.mark.parametrize("form", FORMS)
 def test_two_thousand_products_do_not_grow(form: str) -> None:
+    warm = problems.mlp((2,)).build(keep="residuals")  # tracing imports a part of torch
+    warm @ vectors(warm)
     operator = problems.mlp((2,)).build(GGN if form == "residuals" else HESSIAN, keep=form)
     v = vectors(operator)
     first = operator @ v

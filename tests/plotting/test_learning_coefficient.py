@@ -46,6 +46,7 @@ def texts(ax: Axes) -> list[str]:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_they_render_into_given_axes(sweep: CoefficientSweep, theme: str) -> None:
+    before = pyplot.get_fignums()
     with plotting.theme(theme) as colours:
         for picture, result in ((draw, chains()), (draw_sweep, sweep)):
             ax = plotting.new_axes()
@@ -54,7 +55,7 @@ def test_they_render_into_given_axes(sweep: CoefficientSweep, theme: str) -> Non
             buffer = io.BytesIO()
             ax.figure.savefig(buffer, format="png")
             assert buffer.getvalue().startswith(b"\x89PNG")
-    assert pyplot.get_fignums() == []
+    assert pyplot.get_fignums() == before
 
 
 def test_traces_are_the_draws() -> None:

@@ -22,7 +22,12 @@ def test_built_in_sections_in_order() -> None:
         "traces",
         "logdet",
         "volume",
+        "basin",
+        "learning_coefficient",
         "lines",
+        "rays",
+        "plane",
+        "training",
     ]
     assert [s.name for s in known_sections() if s.after_all] == ["timing"]
 

@@ -43,6 +43,7 @@ def test_three_methods_agree_on_a_quadratic() -> None:
     assert exact.symbol == star.symbol == bridge.symbol == "log p"
 
 
+@pytest.mark.filterwarnings("ignore::curvops.linalg.estimate.UnconvergedWarning")
 def test_options_arrive() -> None:
     risk = EmpiricalRisk(*cases.make("ce").args)
     options: dict[str, Any] = {
@@ -61,6 +62,7 @@ def test_options_arrive() -> None:
     assert bridge.log_volume == pytest.approx(ours.log_volume, abs=0.7)
 
 
+@pytest.mark.filterwarnings("ignore::curvops.linalg.estimate.UnconvergedWarning")
 def test_the_bridge_takes_preconditioners_of_any_kind() -> None:
     risk = EmpiricalRisk(*cases.make("ce").args)
     cost = Cost(risk, "kl", scope="2.bias")

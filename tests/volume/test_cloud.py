@@ -26,7 +26,7 @@ def quartic(x: Tensor) -> Tensor:
 
 @pytest.fixture
 def chart() -> Chart:
-    values = torch.tensor([0.5, 1.0, 2.0], dtype=DOUBLE)
+    values = torch.tensor([0.5, 1.0, 3.0], dtype=DOUBLE)
     root = SpectralForm(3, values, rotation(3)).root(torch.rsqrt)
     center = torch.tensor([0.3, -0.2, 0.1], dtype=DOUBLE)
     return Chart(ClosedForm(quartic, center), Gaussian(1.5), center, root)
@@ -34,7 +34,7 @@ def chart() -> Chart:
 
 def log_density(chart: Chart, z: Tensor, mix: float, tilt: Tilt) -> Tensor:
     """The formula, differentiable."""
-    V, scale = rotation(3), torch.tensor([0.5, 1.0, 2.0], dtype=DOUBLE).rsqrt()
+    V, scale = rotation(3), torch.tensor([0.5, 1.0, 3.0], dtype=DOUBLE).rsqrt()
     theta = chart.center + z @ (V * scale).T
     reference = -0.5 * z.square().sum(1) - 1.5 * math.log(2 * math.pi)
     measure = (

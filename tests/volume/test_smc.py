@@ -12,7 +12,8 @@ from torch import Tensor
 from curvops.errors import DivergenceError
 from curvops.volume.cloud import Chart, Rung
 from curvops.volume.prior import Gaussian
-from curvops.volume.smc import Leg, Sampler, Tuning, effective, normalised, systematic
+from curvops.volume.resampling import effective, normalised, systematic
+from curvops.volume.smc import Leg, Sampler, Tuning
 from curvops.volume.spectral_form import SpectralForm
 from curvops.volume.tilt import Level, Tempered
 from tests.volume.closed_form import ClosedForm, ellipse

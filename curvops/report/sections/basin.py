@@ -35,9 +35,9 @@ THRESHOLD = 1e-2
 _SMALL = 300
 """Up to so many parameters all methods are run."""
 
-_DIRECTIONS = 50
+_DIRECTIONS, _LEAST_DIRECTIONS = 40, 10
 _EVALUATIONS = 30
-"""Losses that a direction takes."""
+"""Losses that a direction takes, fewer than so many where points are evaluated together."""
 
 _BRIDGE: dict[str, Any] = {
     "num_runs": 2,
@@ -120,11 +120,11 @@ def _parts(context: Context) -> list[Part]:
 def _measure(context: Context, part: Part) -> None:
     """Run the methods on a part, each one's failure a remark."""
     unit, small = speed(context), part.dim <= _SMALL
-    count = _DIRECTIONS
-    if count * _EVALUATIONS * unit.loss > _LONG:
+    of_one = _EVALUATIONS * unit.loss
+    count = min(_DIRECTIONS, int(_LONG / of_one))
+    if count < _LEAST_DIRECTIONS:
         part.missing.append(
-            f"Looking along {count} directions takes about "
-            f"{duration(count * _EVALUATIONS * unit.loss)} here. "
+            f"Looking along one direction takes about {duration(of_one)} here. "
             f"{_call(part, 'star')} does it at leisure."
         )
         return
@@ -134,13 +134,13 @@ def _measure(context: Context, part: Part) -> None:
     options: dict[str, Any] = {
         "preconditioner": "dense" if dense else "lowrank",
         "curvature": "hessian" if dense else "ggn",
-        "num_directions": count,
+        "num_directions": 2 * count if small else count,
         "num_pilot": 0,
     }
     _try(context, part, "star domain", "star", options)
     if not small:
         return
-    isotropic = {"preconditioner": "none", "num_directions": count}
+    isotropic = {"preconditioner": "none", "num_directions": count // 2}
     _try(context, part, "star, isotropic", "star", isotropic)
     if "quadratic model" not in part.results:
         part.missing.append(
