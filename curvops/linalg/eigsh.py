@@ -39,6 +39,9 @@ NEXT = 5
 SHARE = 6.0
 """How large it is, in units of the tolerance: a residual shows what has more than the tolerance."""
 
+_CLOSE = 5
+"""A previous result whose residuals are this many times too large is close."""
+
 
 def eigsh(
     A: Matrix,
@@ -167,7 +170,9 @@ def eigsh(
     probes = Probes(P, "gaussian", stream)
     basis = KrylovBasis(products, min(P, ncv + search_length(P, FINE)), probes, device, dtype)
     share = 0.0
-    if isinstance(warm_start, EighResult) and not _has_copies(warm_start):
+    if isinstance(warm_start, EighResult) and _has_copies(warm_start, tol):
+        start = _from_copies(products, warm_start, tol)
+    elif isinstance(warm_start, EighResult):
         share = min(SHARE * max(tol, products.eps), 0.3)
         start = _from_previous(warm_start, probes, share)
     if start is not None:
@@ -289,11 +294,26 @@ def _start(v0: Tensor | None, warm_start: EighResult | Tensor | None, dim: int) 
     return columns
 
 
-def _has_copies(previous: EighResult) -> bool:
-    """Return whether some of the eigenvalues agree; converged ones do to the square of tol."""
+def _has_copies(previous: EighResult, tol: float) -> bool:
+    """Return whether there are eigenvalues that the tolerance does not tell apart."""
     values = previous.eigenvalues
-    close = max(0.01 * previous.tol, 1e-12) * float(values.abs().max())
-    return bool((values.diff() <= close).any())
+    sizes = torch.maximum(values[1:].abs(), values[:-1].abs())
+    return bool((values.diff() <= max(previous.tol, tol, 1e-12) * sizes).any())
+
+
+def _from_copies(products: Products, previous: EighResult, tol: float) -> Tensor:
+    """Return the vectors of a previous result, or their sum if the matrix has changed much.
+
+    One product shows how much. A block of all vectors pays if a step or two will do; otherwise
+    their sum is the better start, which holds little of anything else.
+    """
+    vectors = previous.eigenvectors
+    assert vectors is not None
+    mixed: Tensor = vectors.sum(1)
+    values = previous.eigenvalues.to(vectors.device, vectors.dtype)
+    change = float((products(mixed) - vectors @ values).norm()) / vectors.shape[1] ** 0.5
+    least = max(tol, products.eps) * float(values.abs().min())
+    return vectors if change <= _CLOSE * least else mixed.unsqueeze(1)
 
 
 def _from_previous(previous: EighResult, probes: Probes, share: float) -> Tensor:
