@@ -494,6 +494,14 @@ def test_the_check_can_be_left_out_and_costs_two_passes_at_most() -> None:
     assert 0 < counts[True] - counts[False] <= 16
 
 
+def test_batches_that_are_views_of_one_tensor_are_merged() -> None:
+    """What the tensor holds beside a batch is not what the batch needs."""
+    X, y = torch.zeros(4096, 1024).double(), torch.zeros(4096, 1).double()
+    data = list(zip(X.split(16), y.split(16), strict=True))
+    model = nn.Sequential(nn.Linear(1024, 1)).double()
+    assert EmpiricalRisk(model, nn.MSELoss(), model, data).num_batches == 8
+
+
 @pytest.mark.parametrize("coupled", ["softmax over data", "mean over data"])
 def test_models_that_couple_their_data_are_never_merged(coupled: str) -> None:
     """The forward pass depends on who shares the batch: the user's cut has to stay."""

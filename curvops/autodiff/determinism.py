@@ -145,7 +145,10 @@ def _changed_buffers(
 def saved_bytes(
     model: FunctionalModel, params: Mapping[str, Tensor], X: Any, rng: PrivateRNG
 ) -> int:
-    """Return the bytes of activations that a backward pass through the model would need."""
+    """Return the bytes of activations that a backward pass through the model would need.
+
+    Data are not counted: they are there anyway, and often views of one tensor that holds them all.
+    """
     storages: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:
@@ -155,7 +158,8 @@ def saved_bytes(
         return t.detach()
 
     active = {name: p.detach().requires_grad_() for name, p in params.items()}
-    own = {p.untyped_storage().data_ptr() for p in active.values()}
+    given = (t for t in (*active.values(), *tensors_of(X)) if t.layout is torch.strided)
+    own = {t.untyped_storage().data_ptr() for t in given}
     with (
         torch.enable_grad(),
         rng.active(),

@@ -500,6 +500,22 @@ def test_points_in_columns_share_products_where_data_are_many(
     assert not any(plan.shared for plan in plans)
 
 
+def test_data_that_are_views_of_one_tensor_do_not_exhaust_the_budget(
+    plans: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    always_faster(monkeypatch)
+    X = torch.zeros(4096, 4, 4).double()
+    X[:64] = cases.randn(64, 4, 4, seed=1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+    data = [(X[i : i + 16], cases.randint(3, 16, seed=i)) for i in (0, 16, 32, 48)]
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), model, data)
+    line = ray(risk, 9, 2)
+    expected, _ = one_by_one(risk, columns_of(line))
+    plans.clear()
+    problems.assert_same(risk.losses(line, memory_budget=X.numel() * 8 // 2), expected)
+    assert plans[-1].shared
+
+
 def test_layers_that_do_not_see_the_data_do_not_share(plans: list[Plan]) -> None:
     """The data are changed before the first layer."""
     model = nn.Sequential(nn.Tanh(), nn.Linear(3, 3)).double()
