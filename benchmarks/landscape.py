@@ -12,13 +12,9 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from benchmarks.isolated import ProbeError, probe
 from benchmarks.options import Options
 from benchmarks.results import MEASURED, Row
 from benchmarks.tables import Table, number
@@ -35,7 +32,6 @@ from curvops.datasets import DEBIAN_FASHION_MNIST, StrPath, batches, fashion_mni
 from curvops.errors import DataError
 from curvops.risk import EmpiricalRisk
 
-ROOT = Path(__file__).parents[1]
 SIDE = 9
 """Points on each axis of the plane."""
 SIZES = (100, 512, 5000)
@@ -285,17 +281,10 @@ def _with_memory(options: Options, row: Row) -> Row:
         "root": None if options.root is None else str(options.root),
         "threads": options.threads,
     }
-    process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.landscape_probe", json.dumps(order)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if process.returncode:
-        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        return replace(row, note=f"memory: {lines[-1]}"[:160])
-    peak = json.loads(process.stdout.splitlines()[-1])["peak_mb"]
+    try:
+        peak = probe("landscape_probe", order)["peak_mb"]
+    except ProbeError as error:
+        return replace(row, note=f"memory: {error}")
     return replace(row, extra={**row.extra, "peak_mb": peak})
 
 

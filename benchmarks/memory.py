@@ -6,21 +6,17 @@ thread pools exist, and notes its resident set. What the peak exceeds that by is
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from benchmarks import ours
+from benchmarks.isolated import ProbeError, probe
 from benchmarks.options import Options
 from benchmarks.products import TOO_WIDE
 from benchmarks.results import Row
 from benchmarks.targets import MEMORY_BUDGET
 
-ROOT = Path(__file__).parents[1]
 COLUMNS = (1, 8, 32)
 RESULT = "the result alone"
 
@@ -99,17 +95,10 @@ def measure(options: Options, case: Case) -> Row:
     }
     peaks = []
     for _ in range(options.repeats or 1):
-        process = subprocess.run(
-            [sys.executable, "-m", "benchmarks.memory_probe", json.dumps(order)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if process.returncode:
-            lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-            return replace(row, status="fails", note=lines[-1][:160])
-        found = json.loads(process.stdout.splitlines()[-1])
+        try:
+            found = probe("memory_probe", order)
+        except ProbeError as error:
+            return replace(row, status="fails", note=str(error))
         peaks.append(found["peak_mb"])
     extra = {"error": found["error"]} if found["error"] is not None else {}
     peaks.sort()

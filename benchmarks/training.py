@@ -14,13 +14,10 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
-import json
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -29,6 +26,7 @@ from backpack import backpack, extend
 from backpack.extensions import BatchGrad
 from torch import nn
 
+from benchmarks.isolated import ProbeError, probe
 from benchmarks.options import Options
 from benchmarks.problems import TITLES, Problem
 from benchmarks.results import MEASURED, Row, find
@@ -36,7 +34,6 @@ from benchmarks.tables import Table, number
 from benchmarks.timing import interleave
 from curvops.training import Alpha, GradientNoise, Monitor, Quantity
 
-ROOT = Path(__file__).parents[1]
 PROBLEMS = ("mlp", "cnn")
 STEPS = 5
 """Steps of one timed task."""
@@ -280,17 +277,10 @@ def _with_memory(options: Options, row: Row, optimizer: str) -> Row:
         "quick": options.quick,
         "threads": options.threads,
     }
-    process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.training_probe", json.dumps(order)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if process.returncode:
-        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        return replace(row, note=f"memory: {lines[-1]}"[:160])
-    peak = json.loads(process.stdout.splitlines()[-1])["peak_mb"]
+    try:
+        peak = probe("training_probe", order)["peak_mb"]
+    except ProbeError as error:
+        return replace(row, note=f"memory: {error}")
     return replace(row, extra={**row.extra, "peak_mb": peak})
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from curvops.plotting.style import current, full_tick_labels, resolve
-from curvops.plotting.volume_scaling import draw_points
+from curvops.plotting.style import current, resolve
+from curvops.plotting.volume_scaling import draw_points, threshold_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,8 +51,6 @@ def local_exponent(
     if reference is not None:
         ax.axhline(reference, color=colours.accent, linestyle="--", linewidth=1.4, label=label)
         ax.legend()
-    ax.set_xscale("log")
-    ax.set_xlabel(f"threshold ε of the {'divergence' if result.cost == 'kl' else 'loss'}")
     ax.set_ylabel(f"d {result.symbol} / d log ε")
-    full_tick_labels(ax)
+    threshold_axis(ax, result)
     return ax

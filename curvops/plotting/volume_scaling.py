@@ -41,11 +41,16 @@ def volume_scaling(result: VolumeScaling, *, ax: Axes | None = None) -> Axes:
     x, y, error = (t.numpy() for t in (result.thresholds, result.log_volume, result.stderr))
     ax.errorbar(x, y, yerr=error, color=colours.primary, capsize=3)
     draw_points(ax, x, y, result.converged.numpy())
+    ax.set_ylabel(f"{result.symbol}  [nats]")
+    threshold_axis(ax, result)
+    return ax
+
+
+def threshold_axis(ax: Axes, result: VolumeScaling) -> None:
+    """Give an axis over thresholds its scale, its name and its ticks."""
     ax.set_xscale("log")
     ax.set_xlabel(f"threshold ε of the {'divergence' if result.cost == 'kl' else 'loss'}")
-    ax.set_ylabel(f"{result.symbol}  [nats]")
     full_tick_labels(ax)
-    return ax
 
 
 def draw_points(

@@ -13,6 +13,7 @@ from curvops.errors import InputError
 from curvops.linalg.diagonal import diagonal
 from curvops.linalg.eigsh import eigsh
 from curvops.linalg.estimate import UnconvergedWarning
+from curvops.linalg.matrix import Products
 from curvops.linalg.trace import trace
 from curvops.operators.curvature import CurvatureLinearOperator
 from curvops.operators.ggn import GGNLinearOperator
@@ -144,16 +145,20 @@ def dense_matrix(operator: CurvatureLinearOperator, progress: bool = False) -> t
     """Return a symmetric operator's matrix ``[P, P]``, float64, and how much of it is rounding.
 
     The matrix is symmetric, so what is not is rounding: a measure of the symmetric part too.
+
+    Raises:
+        NonFiniteError: If it holds NaN or infinity, as at parameters or data that do.
     """
-    size = operator.shape[0]
-    operator.prepare(size)
+    products = Products(operator, "the curvature")
+    size = products.dim
+    products.prepare(size)
     matrix = torch.empty(size, size, dtype=torch.float64, device=operator.device)
     with tqdm(total=size, unit="product", desc="dense", disable=not progress) as bar:
         for start in range(0, size, _CHUNK):
             stop = min(start + _CHUNK, size)
             units = torch.zeros(size, stop - start, dtype=operator.dtype, device=operator.device)
             units[start:stop].fill_diagonal_(1.0)
-            matrix[:, start:stop] = operator @ units
+            matrix[:, start:stop] = products(units)
             bar.update(stop - start)
     operator.release()
     asymmetry = float((matrix - matrix.T).norm()) / 2

@@ -256,7 +256,10 @@ def _exponent(look: Look, row: int) -> tuple[float, float]:
 
 
 def _checked(thresholds: Sequence[float]) -> list[float]:
-    values = [float(e) for e in thresholds]
+    try:
+        values = [float(e) for e in thresholds]
+    except TypeError:
+        raise InputError(f"thresholds must be a list of numbers, got {thresholds!r}.") from None
     if not values:
         raise InputError("thresholds is empty.")
     for value in values:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from curvops.datasets import DEBIAN_FASHION_MNIST, digits, fashion_mnist
-from curvops.errors import IndefiniteError, InputError
+from curvops.errors import IndefiniteError, InputError, NonFiniteError
 from curvops.operators.ggn import GGNLinearOperator
 from curvops.operators.hessian import HessianLinearOperator
 from curvops.risk import EmpiricalRisk
@@ -110,6 +110,20 @@ def test_under_a_gaussian_it_agrees_with_the_star_domain() -> None:
         risk, threshold=0.05, measure="gaussian", prior_std=0.4, weight_decay=1.0
     )
     assert decayed.log_volume < result.log_volume - 0.1
+
+
+@pytest.mark.parametrize("measure", ["lebesgue", "gaussian"])
+def test_nan_in_the_parameters_is_named(measure: str) -> None:
+    w = torch.ones(3).double()
+    broken = EmpiricalRisk(
+        lambda params, X: X @ params["w"].square(),
+        nn.MSELoss(),
+        {"w": w},
+        [(torch.eye(3).double(), torch.zeros(3).double())],
+    )
+    w[1] = math.nan  # after construction, which would have refused it
+    with pytest.raises(NonFiniteError, match=r"curvature.*NaN"):
+        ellipsoid_volume(broken, threshold=0.1, measure=measure, prior_std=1.0)
 
 
 def test_singular_and_indefinite_curvature_has_a_remedy() -> None:

@@ -118,7 +118,12 @@ def test_it_prints_and_serialises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_errors() -> None:
     risk = quadratic(torch.eye(3, dtype=torch.float64))
-    for thresholds, match in (([], "empty"), ([0.1, 0.1], "twice"), ([0.1, -1.0], "threshold")):
+    for thresholds, match in (
+        ([], "empty"),
+        (0.1, "list"),
+        ([0.1, 0.1], "twice"),
+        ([0.1, -1.0], "threshold"),
+    ):
         with pytest.raises(InputError, match=match):
             volume_scaling(risk, thresholds)
 
