@@ -51,7 +51,8 @@ class GradientNoiseResult:
             of the norm test.
         signal_to_noise: The mean of g_j²/Σ_jj over parameters j that have noise.
         signal_to_noise_stderr: Its standard error from looking at some parameters only.
-        status: ``"ok"``; ``"undetermined"`` for one datum; ``"zero_gradient"`` if g = 0.
+        status: ``"ok"``; ``"undetermined"`` for one datum, or gradients that hold NaN or infinity;
+            ``"zero_gradient"`` if g = 0.
         notes: What to know.
         seconds: How long it took.
     """
@@ -182,9 +183,9 @@ def noise_of(squared_norms: Tensor, inner: Tensor) -> dict[str, Any]:
     square = max(float(along.mean()), 0.0)  # ⟨g, g⟩
     found: dict[str, Any] = {"batch_size": size, "squared_norm": square, "status": "ok"}
     found |= dict.fromkeys(_NUMBERS)
-    if size < 2:
-        return {**found, "status": "undetermined"}
     total = float(norms.sum())
+    if size < 2 or not math.isfinite(total):
+        return {**found, "status": "undetermined"}
     trace = max((total - size * square) / (size - 1), 0.0)
     found |= {"trace": trace, "signal": square - trace / size}
     # The same with each datum left out, from the same numbers.

@@ -326,6 +326,19 @@ def test_one_datum_is_undetermined_and_never_nan() -> None:
         assert not any(isinstance(v, float) and math.isnan(v) for v in record.values.values())
 
 
+def test_nan_in_the_data_is_undetermined_and_never_nan() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    monitor = watched(model, optimizer, [Alpha(), GradientNoise(), EarlyStopping(every=1)])
+    data = [(X.clone().fill_(math.nan), y) for X, y in batches(3)]
+    train(model, optimizer, data, monitor)
+    assert {record.quantity for record in monitor.records} > {"alpha", "gradient_noise"}
+    for record in monitor.records:
+        if record.quantity != "step":
+            assert record.values["status"] == "undetermined"
+        assert not any(isinstance(v, float) and math.isnan(v) for v in record.values.values())
+
+
 def test_the_scale_of_the_users_loss_is_undone() -> None:
     found = []
     for scale in (1.0, 2.0**16, -0.125):
