@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import (
+    bridge,
     check,
     docs,
     eigs,
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "eigs": (eigs.run, "the largest Hessian eigenpairs, end to end"),
     "logdet": (logdet.run, "log-determinants of the digits network, at equal products"),
     "volume": (volume.run, "basin volumes of the digits network by preconditioner, and others"),
+    "bridge": (bridge.run, "the digits network's volume by annealing, between its bounds"),
     "landscape": (landscape.run, "the loss at 81 points of a plane, whatever the batch size"),
     "memory": (memory.run, "peak memory, each case in a process of its own"),
     "training": (training.run, "a training step with quantities, beside the plain step"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import landscape, logdet, report, training, volume
+from benchmarks import bridge, landscape, logdet, report, training, volume
 from benchmarks.problems import TITLES
 from benchmarks.results import FOLDER, MEASURED, Result, Row, committed, find, select
 from benchmarks.tables import Table, number
@@ -67,6 +67,7 @@ python -m benchmarks products --json products.json
 python -m benchmarks eigs
 python -m benchmarks logdet
 python -m benchmarks volume
+python -m benchmarks bridge
 python -m benchmarks landscape
 python -m benchmarks memory
 python -m benchmarks training
@@ -237,6 +238,31 @@ def _volume(rows: Sequence[Row]) -> Iterator[str]:
     yield volume.table(list(rows)).markdown() + "\n"
 
 
+def _bridge(rows: Sequence[Row]) -> Iterator[str]:
+    yield (
+        "The digits network again, by [the bridge](bridge.md) from the prior: runs of 8 chains "
+        "along a ladder of temperatures, combined as the log of the mean; errors over runs. Below "
+        "stands a star domain, above Chernoff's bound of the same runs. Runs agree down the ladder "
+        "until each cloud is in a part of the level set of its own; from there on only the spread "
+        "of the runs says how sure a number is.\n"
+    )
+    cells = []
+    for quantity in dict.fromkeys(row.quantity for row in rows):
+        star, found, bound = (
+            next((r for r in rows if (r.quantity, r.variant) == (quantity, variant)), None)
+            for variant in ("star domain, dense", "bridge", "Chernoff")
+        )
+        if star is None or found is None or bound is None:
+            continue
+        value = found.extra["log_volume"]
+        between = star.extra["log_volume"] < value < bound.extra["log_volume"]
+        spread = max(found.extra["samples"]) - min(found.extra["samples"])
+        cells.append([quantity, _mark(between), f"{spread:.1f}", f"{found.extra['stderr']:.2g}"])
+    headers = ["quantity", "between its bounds", "runs differ by", "stated error"]
+    yield Table(headers, cells).markdown() + "\n"
+    yield bridge.table(rows).markdown() + "\n"
+
+
 def _mark(met: bool) -> str:
     return MET if met else MISSED
 
@@ -358,6 +384,7 @@ _TITLES = {
     "eigs": "Eigenpairs",
     "logdet": "Log-determinants",
     "volume": "Basin volumes",
+    "bridge": "Bridge",
     "landscape": "Landscape",
     "memory": "Memory",
     "training": "Training",
@@ -368,6 +395,7 @@ _SECTIONS = {
     "eigs": _eigs,
     "logdet": _logdet,
     "volume": _volume,
+    "bridge": _bridge,
     "landscape": _landscape,
     "memory": _memory,
     "training": _training,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import bridge
 from benchmarks.problems import TITLES
 from benchmarks.report import problems_of
 from benchmarks.results import MEASURED, Result, Row, find, select
@@ -193,4 +194,4 @@ def _words(library: str, variant: str) -> list[str]:
     return [library.replace("-", "-\n").replace("the ", "").replace(" ", "\n")]
 
 
-_PICTURES = {"products": products, "memory": memory, "scaling": scaling}
+_PICTURES = {"products": products, "memory": memory, "scaling": scaling, "bridge": bridge.draw}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks import landscape, logdet, training, volume
+from benchmarks import bridge, landscape, logdet, training, volume
 from benchmarks.problems import TITLES
 from benchmarks.results import MEASURED, Result, Row, find, select
 from benchmarks.scaling import slopes
@@ -16,6 +16,7 @@ UNITS = {
     "eigs": "full-data gradients, set-up included; quartiles in brackets",
     "logdet": "nats of median error over the seeds, in all some 300 products",
     "volume": "log-volumes in nats; what rests on few directions is a lower bound",
+    "bridge": "log-probabilities in nats, between two bounds",
     "landscape": "times of copies of the module, one by one; quartiles in brackets",
     "memory": "MB of resident memory above that of the process with model and data",
     "training": "times of the step without a monitor; quartiles in brackets",
@@ -97,6 +98,7 @@ TABLES = {
     "eigs": eigs,
     "logdet": logdet.table,
     "volume": volume.table,
+    "bridge": bridge.table,
     "landscape": landscape.table,
     "memory": memory,
     "training": training.table,
