@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from curvops.autodiff.batch_maps import TRACE_ERRORS, BatchMap, GraphMap, ResidualMap, Tracer
 from curvops.autodiff.keeping import Keeping
 from curvops.autodiff.linearization import Blocks, Linearization
-from curvops.autodiff.measure import can_compile, interleaved_medians
+from curvops.autodiff.measure import Key, can_compile, interleaved_medians
 from curvops.autodiff.memory import is_out_of_memory
 from curvops.autodiff.model import FunctionalModel
 from curvops.autodiff.product import Product
@@ -149,17 +149,32 @@ class Forms:
         if budget is None:
             tasks = {k: partial(_built_and_run, build, v) for k, build in forms.items()}
             seconds = interleaved_medians(tasks)
-        elif together:
-            seconds = interleaved_medians({k: partial(b().one, v) for k, b in forms.items()})
         else:
-            seconds = {}
-            for k, build in forms.items():
-                seconds |= interleaved_medians({k: partial(build().one, v)})
+            seconds = _medians(forms, v, together)
         assert self.tracer is not None
         self.form, self.tracer.lean = min(seconds, key=seconds.__getitem__)
         if self.form == "residuals" and self._options.compile == "auto":
             total = seconds[self.form, self.tracer.lean] * num_batches * num_products
-            self.tracer.compiled = total * GAIN > _COMPILE_SECONDS and can_compile()
+            if total * GAIN > _COMPILE_SECONDS and can_compile():
+                self.tracer.compiled = self._gains_by_compiling(lin, extras, v, together)
+
+    def _gains_by_compiling(
+        self, lin: Linearization, extras: list[Tensor], v: Blocks, together: bool
+    ) -> bool:
+        """Compile, and measure whether that was good for anything: for convolutions it is not."""
+        builds = {c: partial(self._compiled, lin, extras, c) for c in (False, True)}
+        try:
+            seconds = _medians(builds, v, together)
+        except TRACE_ERRORS as error:  # what torch raises where it cannot compile
+            if is_out_of_memory(error):
+                raise
+            return False
+        return seconds[True] < seconds[False]
+
+    def _compiled(self, lin: Linearization, extras: list[Tensor], compiled: bool) -> ResidualMap:
+        assert self.tracer is not None
+        self.tracer.compiled = compiled
+        return self._residuals(lin, extras)
 
     def _residuals(
         self, lin: Linearization, extras: list[Tensor], lean: bool | None = None
@@ -186,6 +201,18 @@ class Forms:
         )
         self._has_layers = found is not None
         return found
+
+
+def _medians(
+    builds: Mapping[Key, Callable[[], BatchMap]], v: Blocks, together: bool
+) -> dict[Key, float]:
+    """Return the seconds of a product with each map; one after the other if memory is short."""
+    if together:
+        return interleaved_medians({k: partial(build().one, v) for k, build in builds.items()})
+    seconds: dict[Key, float] = {}
+    for k, build in builds.items():
+        seconds |= interleaved_medians({k: partial(build().one, v)})
+    return seconds
 
 
 def _built_and_run(build: Callable[[], BatchMap], v: Blocks) -> Blocks:

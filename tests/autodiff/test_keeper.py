@@ -556,14 +556,15 @@ def test_bad_numbers_of_products_are_refused(number: Any) -> None:
 def favoured(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let the measurement come out as one likes."""
 
-    def favour(choice: tuple[str, bool], seconds: float = 1e-6) -> list[Any]:
+    def favour(choice: tuple[str, bool], seconds: float = 1e-6, compiled: bool = True) -> list[Any]:
         seen: list[Any] = []
 
         def medians(candidates: dict[Any, Callable[[], Any]], rounds: int = 5) -> Any:
             for run in candidates.values():
                 run()
             seen.append(set(candidates))
-            return {key: seconds if key == choice else 2 * seconds for key in candidates}
+            best = (choice, compiled)
+            return {key: seconds if key in best else 2 * seconds for key in candidates}
 
         monkeypatch.setattr(forms_module, "interleaved_medians", medians)
         monkeypatch.setattr(forms_module, "_TRACE_SECONDS", 0.0)
@@ -604,24 +605,55 @@ def test_short_runs_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("compiler", [True, False])
 @pytest.mark.parametrize(("seconds", "pays"), [(1e-6, False), (10.0, True)])
+@pytest.mark.parametrize("faster", [True, False])
 def test_compiling_waits_until_it_pays(
-    compiler: bool, seconds: float, pays: bool, favoured: Any, monkeypatch: pytest.MonkeyPatch
+    compiler: bool,
+    seconds: float,
+    pays: bool,
+    faster: bool,
+    favoured: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled: list[Any] = []
+    calls: list[Any] = []
 
     def compile(function: Any) -> Any:
         compiled.append(function)
-        return function
+
+        def run(*args: Any) -> Any:
+            calls.append(function)
+            return function(*args)
+
+        return run
 
     monkeypatch.setattr(torch, "compile", compile)
     monkeypatch.setattr(forms_module, "can_compile", lambda: compiler)
-    favoured(("residuals", True), seconds)
+    favoured(("residuals", True), seconds, faster)
+    problem = problems.mlp((2, 2))
+    operator = problem.build(GGN).prepare(100)
+    v = vectors(operator)
+    for _ in range(3):
+        calls.clear()
+        assert_same(operator @ v, problem.build(GGN, keep="nothing") @ v)
+    assert bool(compiled) is (compiler and pays)
+    assert bool(calls) is (compiler and pays and faster)
+
+
+def test_what_cannot_be_compiled_is_not(favoured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile(function: Any) -> Any:
+        def run(*args: Any) -> Any:
+            raise RuntimeError("the compiler has lost its way")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(forms_module, "can_compile", lambda: True)
+    favoured(("residuals", True), 10.0)
     problem = problems.mlp((2, 2))
     operator = problem.build(GGN).prepare(100)
     v = vectors(operator)
     for _ in range(3):
         assert_same(operator @ v, problem.build(GGN, keep="nothing") @ v)
-    assert bool(compiled) is (compiler and pays)
 
 
 VALUES: dict[str, Callable[[Tensor], bool]] = {

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import landscape, landscape_probe
+from benchmarks import isolated, landscape, landscape_probe
 from benchmarks.options import Options
 from benchmarks.results import MEASURED, Row
 
@@ -67,6 +67,6 @@ def test_memory_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_probe_that_dies_leaves_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(landscape.sys, "executable", "/bin/false")
+    monkeypatch.setattr(isolated.sys, "executable", "/bin/false")
     row = Row("landscape", "losses", "curvops", "any points", value=0.5)
     assert landscape._with_memory(OPTIONS, row) == replace(row, note="memory: exit status 1")
