@@ -767,7 +767,8 @@ def test_modules_that_draw_random_numbers_in_eval_mode_leave_the_generator_alone
     operator = HessianLinearOperator(
         model, nn.CrossEntropyLoss(), model, _batches(), **cases.UNMERGED
     )
-    operator @ cases.randn(operator.shape[1], seed=1)
+    product = operator @ cases.randn(operator.shape[1], seed=1)
+    assert bool(product.isfinite().all())
 
 
 def test_shuffling_loaders_do_not_move_the_global_generator(global_rng_untouched: None) -> None:
@@ -776,8 +777,8 @@ def test_shuffling_loaders_do_not_move_the_global_generator(global_rng_untouched
     for shuffle, cache in ((True, "1GiB"), (False, 0)):
         loader = DataLoader(TensorDataset(*_batches(20)[0]), batch_size=4, shuffle=shuffle)
         risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), model, loader, cache_data=cache)
-        risk.loss()
-        risk.gradient()
+        assert bool(risk.loss().isfinite())
+        assert bool(risk.gradient().isfinite().all())
 
 
 # Vectors -----------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ class Points:
         if start < self._first or stop > self._first + len(self._block):
             end = max(stop, min(len(self), start + self._size))
             self._singles.clear()
-            self._block = self.like.new_empty(0)  # so that two blocks are never alive
+            self._block = self.like.new_empty(0)  # let go before the next is made
             self._first, self._block = start, self._made(start, end)
         return self._block[start - self._first : stop - self._first]
 

@@ -8,6 +8,7 @@ r"""Directions in parameter space, by what they mean, whole or on a part of the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -33,7 +34,7 @@ NAMED = ("ascent", "descent", "radial_out", "radial_in", "random")
 
 
 @dataclass(frozen=True, eq=False)
-class Direction:
+class Direction(ABC):
     """A direction that is worked out where it is used; what the functions below return.
 
     Attributes:
@@ -42,9 +43,9 @@ class Direction:
 
     name: str
 
+    @abstractmethod
     def vector(self, situation: Situation) -> Tensor:
         """Return the direction at a point, of any length, ``[P]`` (``[P, k]`` for several)."""
-        raise NotImplementedError
 
     def why_zero(self) -> str:
         """Return why it might be zero, and what to do."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from curvops.errors import InputError
-from curvops.plotting.style import current, matplotlib, resolve, theme
+from curvops.plotting.style import current, new_panels, resolve
 from curvops.volume.bridge_result import BridgeVolume
 from curvops.volume.smc import Step
 
@@ -44,7 +44,7 @@ def bridge(result: BridgeVolume, *, axes: Sequence[Axes] | None = None) -> list[
     """
     quantities = ("cost", "ess", "acceptance")
     shared = axes is None
-    axes = _new(len(quantities)) if axes is None else axes
+    axes = new_panels(len(quantities)) if axes is None else axes
     if len(axes) != len(quantities):
         raise InputError(f"{len(axes)} axes for {len(quantities)} panels.")
     for quantity, ax in zip(quantities, axes, strict=True):
@@ -124,15 +124,3 @@ def _value(step: Step, quantity: str) -> float:
         "families": float(step.num_families),
     }
     return values[quantity]
-
-
-def _new(count: int) -> list[Axes]:
-    matplotlib()
-    from matplotlib import pyplot
-
-    with theme(current()):
-        _, axes = pyplot.subplots(
-            count, 1, figsize=(6.4, 1.0 + 1.6 * count), sharex=True, squeeze=False,
-            layout="constrained",
-        )  # fmt: skip
-    return list(axes[:, 0])

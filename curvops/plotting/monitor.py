@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curvops.errors import InputError
-from curvops.plotting.style import current, full_tick_labels, matplotlib, plain, resolve, theme
+from curvops.plotting.style import current, full_tick_labels, new_panels, plain, resolve
 from curvops.training.monitor import Monitor
 from curvops.training.run import Run
 
@@ -56,7 +56,7 @@ def monitor(
     if not chosen:
         raise InputError("the run has measured nothing that can be drawn.")
     if axes is None:
-        axes = _new(len(chosen))
+        axes = new_panels(len(chosen))
         shared = True
     if len(axes) != len(chosen):
         raise InputError(f"{len(axes)} axes for {len(chosen)} panels.")
@@ -108,18 +108,6 @@ def monitor_panel(run: Run | Monitor, quantity: str, *, ax: Axes | None = None) 
     if not ax.has_data():
         ax.text(0.5, 0.5, "no value", transform=ax.transAxes, ha="center", color=current().muted)
     return ax
-
-
-def _new(count: int) -> list[Axes]:
-    matplotlib()
-    from matplotlib import pyplot
-
-    with theme(current()):
-        _, axes = pyplot.subplots(
-            count, 1, figsize=(6.8, 1.1 + 1.7 * count), sharex=True, squeeze=False,
-            layout="constrained",
-        )  # fmt: skip
-    return list(axes[:, 0])
 
 
 def _series(run: Run, quantity: str, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -151,6 +151,19 @@ def resolve(ax: Axes | None) -> Axes:
         return pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")[1]
 
 
+def new_panels(count: int) -> list[Axes]:
+    """Return axes one below the other, which share x, in a new pyplot figure."""
+    matplotlib()
+    from matplotlib import pyplot
+
+    with theme(current()):
+        size = (6.4, 1.0 + 1.7 * count)
+        panels = pyplot.subplots(
+            count, 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
+        )[1]
+    return list(panels[:, 0])
+
+
 def as_array(values: ArrayLike | torch.Tensor, what: str) -> NDArray[np.float64]:
     """Return one-dimensional finite numbers as a float64 array."""
     if isinstance(values, torch.Tensor):

@@ -689,4 +689,6 @@ def test_warnings_of_vmap_stay_inside() -> None:
     risk = problems.mlp().risk()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        risk.losses_and_gradients(points(risk, 8), columns="vmap")
+        losses, gradients = risk.losses_and_gradients(points(risk, 8), columns="vmap")
+    assert bool(losses.isfinite().all())
+    assert bool(gradients.isfinite().all())

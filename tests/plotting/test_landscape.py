@@ -322,4 +322,4 @@ def test_random_data_are_drawn_without_warnings() -> None:
     g = rng(0)
     noisy = replace(scan(), losses=1 + 1e-9 * torch.randn(NUM, RAYS, generator=g).double())
     for name in ("rise", "roughness", "grit", "curvature"):
-        plotting.rays(noisy, name, ax=plotting.new_axes())
+        assert plotting.rays(noisy, name, ax=plotting.new_axes()).has_data()

@@ -87,6 +87,7 @@ def test_spectrum_counts_every_eigenvalue() -> None:
 def test_spectrum_of_odd_sets(values: list[float]) -> None:
     ax = plotting.spectrum(values, ax=plotting.new_axes())
     ax.figure.savefig(io.BytesIO(), format="svg")
+    assert ax.has_data()
 
 
 def test_scree_ranks_both_from_the_largest() -> None:

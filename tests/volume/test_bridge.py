@@ -248,7 +248,7 @@ def test_seeds_and_side_effects(global_rng_untouched: None) -> None:
 
 
 def test_result_as_plain_python() -> None:
-    pandas = pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     ones = torch.ones(3, dtype=DOUBLE)
     cost = ellipse(ones)
     result = bridge(cost, threshold=0.1, prior_std=1.0, start="prior", **QUICK, num_runs=2)

@@ -196,7 +196,8 @@ def test_scopes_have_their_own_preconditioners() -> None:
 def test_the_global_rng_stays_where_it_is(kind: str, global_rng_untouched: None) -> None:
     cost = Cost(EmpiricalRisk(*cases.make("ce").args))
     for curvature in ("ggn", "hessian"):
-        build_preconditioner(cost, kind, threshold=0.1, std=1.0, curvature=curvature)  # type: ignore[arg-type]
+        M = build_preconditioner(cost, kind, threshold=0.1, std=1.0, curvature=curvature)  # type: ignore[arg-type]
+        assert M.dim == cost.dim
 
 
 def test_errors() -> None:

@@ -131,4 +131,7 @@ def test_errors() -> None:
 def test_the_global_state(global_rng_untouched: None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnconvergedWarning)
-        volume_scaling(crossing(), [1e-2], measure=Box(), directions="random", num_directions=5)
+        found = volume_scaling(
+            crossing(), [1e-2], measure=Box(), directions="random", num_directions=5
+        )
+    assert found.thresholds.tolist() == [1e-2]
