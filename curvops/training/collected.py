@@ -47,8 +47,10 @@ class FromLayers(Individual):
         sums: list[Tensor] = []
         squares: list[Tensor] = []
         if rows is not None:
-            sums = self._in_order([layer.sums(rows) for layer in self._layers], factor)
-            squares = self._in_order([layer.squares(rows) for layer in self._layers], factor**2)
+            moments = [layer.moments(rows) for layer in self._layers]
+            both = {place: pair for part in moments for place, pair in part.items()}
+            first, second = zip(*(both[i] for i in range(self._num_params)), strict=True)
+            sums, squares = _scaled(first, factor), _scaled(second, factor**2)
         projections = tuple(self.project(d) for d in request.directions)
         return Statistics(projections, norms, inner, sums, squares)
 
@@ -68,12 +70,12 @@ class FromLayers(Individual):
 
     def sums(self) -> Blocks:
         """Return Σ g_n, un-normalised."""
-        everything = [None] * self._num_params
-        return self._in_order([layer.sums(everything) for layer in self._layers], self._factor)
+        found = {place: s for layer in self._layers for place, s in layer.sums().items()}
+        return _scaled([found[i] for i in range(self._num_params)], self._factor)
 
-    def _in_order(self, found: Sequence[Mapping[int, Tensor]], factor: float) -> list[Tensor]:
-        merged = {place: t for part in found for place, t in part.items()}
-        return [merged[i] * factor for i in range(self._num_params)]
+
+def _scaled(blocks: Sequence[Tensor], factor: float) -> list[Tensor]:
+    return list(torch._foreach_mul(list(blocks), factor))
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:

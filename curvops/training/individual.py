@@ -145,13 +145,12 @@ class Batch:
         """Return what is asked; ``inner`` is with the sum over the whole batch."""
         found = [part.measure(request) for part in self.parts]
         s = self.scale
-        sums = [torch.stack(blocks).sum(0) * s for blocks in zip(*(f.sums for f in found))]
-        squares = [torch.stack(b).sum(0) * s**2 for b in zip(*(f.squares for f in found))]
+        sums, squares = _added([f.sums for f in found], s), _added([f.squares for f in found], s**2)
         norms = [f.squared_norms for f in found if f.squared_norms is not None]
         inner = [f.inner for f in found if f.inner is not None]
         if len(self.parts) > 1 and request.noise:
             # What a mini-batch knows is its own sum; that of all is a direction like any other.
-            total = [torch.stack(blocks).sum(0) for blocks in zip(*(p.sums() for p in self.parts))]
+            total = _added([p.sums() for p in self.parts], 1.0)
             inner = [part.project(total) for part in self.parts]
         return Statistics(
             projections=tuple(torch.cat(p) * s for p in zip(*(f.projections for f in found))),
@@ -160,6 +159,14 @@ class Batch:
             sums=sums,
             squares=squares,
         )
+
+
+def _added(parts: Sequence[Blocks], scale: float) -> list[Tensor]:
+    """Return the sum of what the parts say of each parameter, times a number."""
+    blocks = list(parts[0])
+    for part in parts[1:]:
+        blocks = list(torch._foreach_add(blocks, list(part)))
+    return list(torch._foreach_mul(blocks, scale)) if blocks and scale != 1.0 else blocks
 
 
 def sampled_rows(shapes: Sequence[torch.Size], count: int | None, seed: int) -> Rows:

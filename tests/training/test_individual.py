@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from curvops.errors import InputError
 from curvops.losses import as_loss
 from curvops.training.individual import Batch, Individual, Request, sampled_rows
-from curvops.training.layers import Windows
+from curvops.training.layers import ConvLayer, Windows
 from curvops.training.source import Source
 from tests.cases import rand, randint, randn, seeded
 
@@ -497,3 +498,32 @@ def test_windows_of_many_sizes_do_not_pile_up() -> None:
     large = torch.randn(1, 1, 300, 300, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(windows(conv, large), nn.functional.unfold(large, 3, padding=1))
     assert all(unfolded.numel() <= 1 << 19 for _, unfolded in windows._tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("conv", "shape"),
+    [
+        (nn.Conv1d(8, 16, 3, stride=2, padding=1), (8, 11)),
+        (nn.Conv2d(16, 8, 3, padding=(1, 0), bias=False), (16, 6, 7)),
+        (nn.Conv2d(16, 32, (3, 2), dilation=2, groups=2), (16, 7, 6)),
+        (nn.Conv2d(5, 5, 3, groups=5), (5, 5, 6)),
+        (nn.Conv3d(8, 8, 2), (8, 3, 4, 3)),
+        (nn.Conv2d(3, 8, 3), (3, 5, 5)),
+    ],
+    ids=["1d", "2d", "groups", "depthwise", "3d", "few channels"],
+)
+def test_gradients_of_convolutions_in_single_precision(conv: nn.Module, shape: tuple[int, ...]):
+    """Single precision takes kernels of its own where channels come in eights."""
+    x = randn(B, *shape, seed=1).float()
+    delta = randn(*conv(x).shape, seed=2).float()
+    names = [name for name, _ in conv.named_parameters()]
+    layer = ConvLayer({name: i for i, name in enumerate(names)}, conv, x, delta)
+    found, double = layer.gradients(), copy.deepcopy(conv).double()
+    for i, name in enumerate(names):
+        expected = []
+        for x_n, delta_n in zip(x.double(), delta.double(), strict=True):
+            inner = (double(x_n.unsqueeze(0)) * delta_n).sum()
+            expected.append(torch.autograd.grad(inner, dict(double.named_parameters())[name])[0])
+        exact = torch.stack(expected)
+        error = (found[i].reshape(exact.shape).double() - exact).abs().max()
+        assert float(error) < 1e-5 * float(exact.abs().max())

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from curvops.training.individual import Blocks, Rows
 
+Moments = tuple[Tensor, Tensor]
+"""Σ g_n and Σ g_n² of a parameter, at some of its rows."""
+
 CHUNK_NUMEL = 1 << 24
 """Numbers of individual gradients that are alive at a time: 64 MiB of float32."""
 
@@ -32,12 +35,12 @@ class Layer(ABC):
         """Return ‖g_n‖² and ⟨g_n, Σ_m g_m⟩ over this layer's parameters, ``[B]`` each."""
 
     @abstractmethod
-    def sums(self, rows: Rows) -> dict[int, Tensor]:
-        """Return Σ g_n at chosen rows, by place."""
+    def sums(self) -> dict[int, Tensor]:
+        """Return Σ g_n, by place."""
 
     @abstractmethod
-    def squares(self, rows: Rows) -> dict[int, Tensor]:
-        """Return Σ g_n² at chosen rows, by place."""
+    def moments(self, rows: Rows) -> dict[int, Moments]:
+        """Return Σ g_n and Σ g_n² at chosen rows, by place."""
 
     @property
     @abstractmethod
@@ -55,6 +58,12 @@ def row_dot(a: Tensor, b: Tensor) -> Tensor:
     return products
 
 
-def rows_of(gradients: Tensor, rows: Tensor | None) -> Tensor:
-    """Return chosen rows of individual gradients ``[B, rows, *]``; all for ``None``."""
-    return gradients if rows is None else gradients[:, rows.to(gradients.device)]
+def rows_of(x: Tensor, rows: Tensor | None, axis: int = 1) -> Tensor:
+    """Return chosen rows of a parameter, which lie on an axis of ``x``; all for ``None``."""
+    return x if rows is None else x.index_select(axis, rows.to(x.device))
+
+
+def moments_of(gradients: Tensor, rows: Tensor | None = None) -> Moments:
+    """Return both moments of individual gradients ``[B, *shape]``."""
+    chosen = rows_of(gradients, rows)
+    return chosen.sum(0), chosen.square().sum(0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvops.training.individual import Blocks, Rows
-from curvops.training.layers.base import Layer, row_dot
+from curvops.training.layers.base import Layer, Moments, row_dot, rows_of
 
 
 class EmbeddingLayer(Layer):
@@ -42,20 +42,20 @@ class EmbeddingLayer(Layer):
         datum, _, summed = self._per_datum()
         norms = summed.new_zeros(len(self._index))
         norms.index_add_(0, datum, row_dot(summed, summed))
-        place = self.places["weight"]
-        table = self._table(self._index.reshape(-1), self._delta.flatten(0, 1))
-        return norms, self.project([table] * (place + 1))
+        return norms, row_dot(self._sums()[self._index], self._delta)
 
-    def sums(self, rows: Rows) -> dict[int, Tensor]:
-        place = self.places["weight"]
-        table = self._table(self._index.reshape(-1), self._delta.flatten(0, 1))
-        return {place: table if rows[place] is None else table[rows[place]]}
+    def sums(self) -> dict[int, Tensor]:
+        return {self.places["weight"]: self._sums()}
 
-    def squares(self, rows: Rows) -> dict[int, Tensor]:
+    def moments(self, rows: Rows) -> dict[int, Moments]:
         place = self.places["weight"]
         _, token, summed = self._per_datum()
-        table = self._table(token, summed.square())
-        return {place: table if rows[place] is None else table[rows[place]]}
+        tables = self._sums(), self._table(token, summed.square())
+        first, second = (rows_of(table, rows[place], axis=0) for table in tables)
+        return {place: (first, second)}
+
+    def _sums(self) -> Tensor:
+        return self._table(self._index.reshape(-1), self._delta.flatten(0, 1))
 
     def _per_datum(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return datum, token and the sum of δ over that token's places in that datum."""

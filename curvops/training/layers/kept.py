@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvops.training.individual import Blocks, Rows
-from curvops.training.layers.base import Layer, NotKept, row_dot, rows_of
+from curvops.training.layers.base import Layer, Moments, NotKept, moments_of, row_dot, rows_of
 
 
 class KeptLayer(Layer):
@@ -33,11 +33,11 @@ class KeptLayer(Layer):
         norms = self._sum_over_parameters(lambda G, _: row_dot(G, G))
         return norms, self._sum_over_parameters(lambda G, _: G @ G.sum(0))
 
-    def sums(self, rows: Rows) -> dict[int, Tensor]:
-        return {i: rows_of(G, rows[i]).sum(0) for i, G in self._gradients.items()}
+    def sums(self) -> dict[int, Tensor]:
+        return {i: G.sum(0) for i, G in self._gradients.items()}
 
-    def squares(self, rows: Rows) -> dict[int, Tensor]:
-        return {i: rows_of(G, rows[i]).square().sum(0) for i, G in self._gradients.items()}
+    def moments(self, rows: Rows) -> dict[int, Moments]:
+        return {i: moments_of(G, rows[i]) for i, G in self._gradients.items()}
 
     def _sum_over_parameters(self, measure: Callable[[Tensor, int], Tensor]) -> Tensor:
         parts = [measure(G.flatten(1), i) for i, G in self._gradients.items()]
@@ -58,8 +58,7 @@ class ReducedLayer(Layer):
         kept = KeptLayer(gradients)
         self.places = kept.places
         self._noise = kept.noise()
-        everything: Rows = [None] * (1 + max(gradients))
-        self._sums, self._squares = kept.sums(everything), kept.squares(everything)
+        self._moments = {i: moments_of(G) for i, G in gradients.items()}
         self._projections = [(d, kept.project(d)) for d in directions]
 
     @property
@@ -75,8 +74,11 @@ class ReducedLayer(Layer):
     def noise(self) -> tuple[Tensor, Tensor]:
         return self._noise
 
-    def sums(self, rows: Rows) -> dict[int, Tensor]:
-        return {i: rows_of(s.unsqueeze(0), rows[i])[0] for i, s in self._sums.items()}
+    def sums(self) -> dict[int, Tensor]:
+        return {i: first for i, (first, _) in self._moments.items()}
 
-    def squares(self, rows: Rows) -> dict[int, Tensor]:
-        return {i: rows_of(s.unsqueeze(0), rows[i])[0] for i, s in self._squares.items()}
+    def moments(self, rows: Rows) -> dict[int, Moments]:
+        return {
+            i: (rows_of(first, rows[i], axis=0), rows_of(second, rows[i], axis=0))
+            for i, (first, second) in self._moments.items()
+        }

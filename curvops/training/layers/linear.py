@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from curvops.training.individual import Blocks, Rows
-from curvops.training.layers.base import CHUNK_NUMEL, Layer, row_dot
+from curvops.training.layers.base import CHUNK_NUMEL, Layer, Moments, moments_of, row_dot, rows_of
 
 
 class LinearLayer(Layer):
@@ -50,9 +50,9 @@ class LinearLayer(Layer):
         if self._flat and size * (inputs + outputs) < 3 * inputs * outputs:
             gram = self._gram()
             return gram.diagonal(), gram.sum(1)
-        count = 1 + max(self.places.values())
-        sums = self.sums([None] * count)
-        return self._squared_norms(), self.project([sums.get(i, self.a) for i in range(count)])
+        sums = self.sums()
+        total = [sums.get(i, self.a) for i in range(1 + max(sums))]
+        return self._squared_norms(), self.project(total)
 
     def _gram(self) -> Tensor:
         """Return ⟨g_n, g_m⟩ of all pairs of data ``[B, B]``."""
@@ -76,32 +76,30 @@ class LinearLayer(Layer):
         if self._positions_are_few():
             gram = (self.a @ self.a.mT) * (self.delta @ self.delta.mT)
             return total + gram.sum((1, 2))
-        return total + torch.cat([row_dot(G, G) for G in self._weight_gradients()])
+        return total + torch.cat([row_dot(G, G) for G in self._weight_gradients(self.delta)])
 
-    def sums(self, rows: Rows) -> dict[int, Tensor]:
+    def sums(self) -> dict[int, Tensor]:
         found = {}
         if "weight" in self.places:
-            place = self.places["weight"]
-            delta = _chosen(self.delta, rows[place])
-            found[place] = delta.flatten(0, -2).T @ self.a.flatten(0, -2)
+            found[self.places["weight"]] = self.delta.flatten(0, -2).T @ self.a.flatten(0, -2)
         if "bias" in self.places:
-            place = self.places["bias"]
-            found[place] = _chosen(self.delta, rows[place]).flatten(0, -2).sum(0)
+            found[self.places["bias"]] = self.delta.flatten(0, -2).sum(0)
         return found
 
-    def squares(self, rows: Rows) -> dict[int, Tensor]:
+    def moments(self, rows: Rows) -> dict[int, Moments]:
         found = {}
         if "weight" in self.places:
             place = self.places["weight"]
+            delta = rows_of(self.delta, rows[place], axis=-1)
+            first = delta.flatten(0, -2).T @ self.a.flatten(0, -2)
             if self._flat:
-                delta = _chosen(self.delta, rows[place])
-                found[place] = delta.square().T @ self.a.square()
+                found[place] = first, delta.square().T @ self.a.square()
             else:
-                parts = [G.square().sum(0) for G in self._weight_gradients(rows[place])]
-                found[place] = torch.stack(parts).sum(0)
+                parts = [G.square().sum(0) for G in self._weight_gradients(delta)]
+                found[place] = first, torch.stack(parts).sum(0)
         if "bias" in self.places:
             place = self.places["bias"]
-            found[place] = self._summed(_chosen(self.delta, rows[place])).square().sum(0)
+            found[place] = moments_of(self._summed(rows_of(self.delta, rows[place], axis=-1)))
         return found
 
     def _positions_are_few(self) -> bool:
@@ -109,9 +107,8 @@ class LinearLayer(Layer):
         positions, inputs, outputs = self.a.shape[1], self.a.shape[2], self.delta.shape[2]
         return positions * (inputs + outputs) < inputs * outputs
 
-    def _weight_gradients(self, rows: Tensor | None = None) -> Iterator[Tensor]:
-        """Yield G_n in chunks ``[b, out, in]``."""
-        delta = _chosen(self.delta, rows)
+    def _weight_gradients(self, delta: Tensor) -> Iterator[Tensor]:
+        """Yield G_n in chunks ``[b, rows, in]``, for δ at some rows."""
         chunk = max(1, CHUNK_NUMEL // max(1, self.a.shape[-1] * delta.shape[-1]))
         for a, d in zip(self.a.split(chunk), delta.split(chunk), strict=True):
             yield d.mT @ a
@@ -123,7 +120,3 @@ class LinearLayer(Layer):
         if "bias" not in self.places:
             return self.delta.new_zeros(len(self.delta))
         return measure(self._summed(self.delta))
-
-
-def _chosen(delta: Tensor, rows: Tensor | None) -> Tensor:
-    return delta if rows is None else delta[..., rows.to(delta.device)]
