@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -73,6 +73,7 @@ class Measures:
         largest: The largest Ritz value in magnitude.
         floor: The number below the spectrum that ``under`` was made with.
         is_exact: Whether this is the spectral measure itself.
+        traces: Independent samples of tr A, each from one product.
     """
 
     over: list[Samples]
@@ -82,6 +83,7 @@ class Measures:
     largest: float
     floor: float
     is_exact: bool = False
+    traces: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
 
 
 def integrate(samples: list[Samples], f: Function) -> Tensor:
