@@ -79,7 +79,8 @@ def logdet(  # type: ignore[misc]  # the overloads leave out what the options ar
     ``"dense"``   all eigenvalues, from P products
     ``"gram"``    exact for ``A = VVᵀ + cI`` with a factor ``V`` ``[P, r]``: either ``factor=``,
                   or what ``A.gram_factor()`` returns (GGN, empirical Fisher)
-    ``"krylov"``  a block Krylov space deflates the probes that it was started with
+    ``"krylov"``  a block Krylov space deflates the probes that it was started with; tr A, which
+                  fresh probes know from one product each, is a control variate
     ``"slq"``     plain stochastic Lanczos quadrature, the baseline
     ``"auto"``    ``"dense"`` up to P = 1000, where the products for it are allowed;
                   ``"gram"`` where there is a factor of at most 2000 columns and P / 2;
