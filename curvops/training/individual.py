@@ -163,10 +163,7 @@ class Batch:
 
 def _added(parts: Sequence[Blocks], scale: float) -> list[Tensor]:
     """Return the sum of what the parts say of each parameter, times a number."""
-    blocks = list(parts[0])
-    for part in parts[1:]:
-        blocks = list(torch._foreach_add(blocks, list(part)))
-    return list(torch._foreach_mul(blocks, scale)) if blocks and scale != 1.0 else blocks
+    return [scale * sum(rest, first) for first, *rest in zip(*parts, strict=True)]
 
 
 def sampled_rows(shapes: Sequence[torch.Size], count: int | None, seed: int) -> Rows:

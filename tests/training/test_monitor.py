@@ -264,12 +264,14 @@ def reference_alphas(
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("way", ["backpack", "functional"])
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_alpha_is_its_definition(name: str, way: str, accumulate: int) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_alpha_is_its_definition(name: str, way: str, accumulate: int, alone: bool) -> None:
     data = batches(6 * accumulate)
     first, second = mlp(), mlp()
     expected = reference_alphas(first, OPTIMIZERS[name](first.parameters()), data, accumulate)
     optimizer = OPTIMIZERS[name](second.parameters())
-    monitor = watched(second, optimizer, individual=way)
+    quantities = [Alpha()] if alone else None
+    monitor = watched(second, optimizer, quantities, individual=way)
     train(second, optimizer, data, monitor, accumulate)
     monitor.close()  # an optimizer that torch does not know does not say that it is about to step
     steps, alphas = monitor.run.series("alpha", "alpha")
