@@ -31,8 +31,16 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=relative)
-def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks of one page share a namespace and run in order, away from the repository."""
+def test_examples_run(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The blocks of one page share a namespace and run in order, away from the repository.
+
+    None of them raises, nor prints a number that is none.
+    """
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": f"example of {relative(page)}"}
     dtype = torch.get_default_dtype()
@@ -44,6 +52,7 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 exec(compile("\n" * line + code, str(page), "exec"), namespace)
     finally:
         torch.set_default_dtype(dtype)
+    assert re.search(r"\bnan\b", capsys.readouterr().out) is None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)

@@ -132,7 +132,7 @@ class BlockLanczos:
         self.noise = max(self.noise, float((diagonal - diagonal.T).abs().max()))
         self.diagonals.append((0.5 * (diagonal + diagonal.T)).cpu())
         for _ in range(2):
-            W = self._outside(W)
+            W = self.outside(W)
         norm = float(torch.linalg.matrix_norm(W, 2))
         self._scale = max(self._scale, norm, float(torch.linalg.matrix_norm(diagonal, 2)))
         if self.size >= self._products.dim:
@@ -158,6 +158,12 @@ class BlockLanczos:
                 T[here, there] = self.couplings[j].T
         return T
 
+    def outside(self, W: Tensor) -> Tensor:
+        """Return columns without their part in the space, up to one pass's rounding."""
+        basis = self.basis
+        moved = W.to(self._device, self._dtype)
+        return W - (basis @ (basis.T @ moved)).to(W.device, W.dtype)
+
     def release(self) -> None:
         """Free the basis; the space cannot grow any more, but T remains."""
         self._store = self._store[:, :0].clone()
@@ -173,11 +179,6 @@ class BlockLanczos:
         self._store[:, self.size : stop] = Q.to(self._device, self._dtype)
         self.size = stop
 
-    def _outside(self, W: Tensor) -> Tensor:
-        basis = self.basis
-        moved = W.to(self._device, self._dtype)
-        return W - (basis @ (basis.T @ moved)).to(W.device, W.dtype)
-
     def _orthonormal(self, W: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
         """Return Q and R with W = Q R up to the tolerance, Q as wide as the rank of W."""
         if W.shape[1] == 0:
@@ -188,6 +189,6 @@ class BlockLanczos:
         keep[max(self._products.dim - self.size, 0) :] = False
         Q, R = Q @ U[:, keep], s[keep].unsqueeze(1) * Vh[keep]
         if bool(keep.any()) and float(s[keep][-1]) < _WEAK * float(s[0]):
-            Q, correction = torch.linalg.qr(self._outside(Q))
+            Q, correction = torch.linalg.qr(self.outside(Q))
             R = correction @ R
         return Q, R.cpu()

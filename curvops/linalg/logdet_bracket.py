@@ -9,12 +9,10 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from curvops.linalg.logdet_control import Controlled
 from curvops.linalg.logdet_dense import Spectrum
 from curvops.linalg.logdet_function import OnNegative, indefinite, sensitivity, shifted_log
-from curvops.linalg.spectral_measures import Function, Measures, integrate, standard_error
-
-_LEAST_FITTED = 4
-"""Samples that a control variate can be fitted to."""
+from curvops.linalg.spectral_measures import Measures, integrate
 
 _THREE_SIGMA = 0.9986501019683699
 """The normal distribution's mass below three standard deviations."""
@@ -90,20 +88,18 @@ def from_measures(measures: Measures, shift: float, on_negative: OnNegative, eps
     if measures.is_exact:
         value = float(over.mean())
         return Answer(value, 0.0, value - rounding, value + rounding, over[:0])
-    control = _control(measures, over)
-    f = control.of(f)
-    over = integrate(measures.over, f) + control.shift
-    tau, stderr = control.three_sigma(len(over)), control.error(standard_error(measures.over, f))
+    controlled = Controlled(measures, f)
+    over, stderr = controlled.samples(measures.over), controlled.stderr(measures.over)
+    tau = three_sigma(len(over) - controlled.fitted)
     value, upper = float(over.mean()), float(over.mean()) + tau * stderr + rounding
     if on_negative != "raise" and measures.floor < 0:
         assert measures.coarse is not None
-        change = abs(value - control.shift - float(integrate(measures.coarse, f).mean()))
+        change = abs(value - float(controlled.samples(measures.coarse).mean()))
         width = tau * stderr + change + rounding
         return Answer(value, stderr, value - width, value + width, over, tau * stderr, change)
     if measures.under is None or measures.floor + shift <= 0:
         return Answer(value, stderr, -math.inf, upper, over, tau * stderr, math.inf)
-    under = integrate(measures.under, f) + control.shift
-    stderr_under = control.error(standard_error(measures.under, f))
+    under, stderr_under = controlled.samples(measures.under), controlled.stderr(measures.under)
     return Answer(
         value=0.5 * (value + float(under.mean())),
         stderr=max(stderr, stderr_under),
@@ -113,62 +109,6 @@ def from_measures(measures: Measures, shift: float, on_negative: OnNegative, eps
         sampling=tau * max(stderr, stderr_under),
         quadrature=0.5 * (value - float(under.mean())),
     )
-
-
-@dataclass(frozen=True)
-class _Control:
-    r"""tr A as a control variate: f − κλ is sampled instead of f, and κ times tr A added.
-
-    Quadrature of either kind is exact for λ, so that bounds on f remain bounds.
-
-    Attributes:
-        slope: κ.
-        shift: κ tr A, as the fresh probes have it.
-        stderr: Its standard error.
-        fitted: Numbers that were fitted to the samples.
-        count: Samples they were fitted to.
-    """
-
-    slope: float = 0.0
-    shift: float = 0.0
-    stderr: float = 0.0
-    fitted: int = 0
-    count: int = 0
-
-    def of(self, f: Function) -> Function:
-        """Return f − κλ."""
-        return (lambda x: f(x) - self.slope * x) if self.slope else f
-
-    def error(self, stderr: float) -> float:
-        """Return the standard error of the sum, given that of the mean of f − κλ."""
-        if not self.fitted:
-            return stderr
-        inflated = stderr * math.sqrt((self.count - 1) / (self.count - 2))
-        return math.hypot(inflated, self.stderr)
-
-    def three_sigma(self, count: int) -> float:
-        """Return how many standard errors hold as much as three of a normal distribution."""
-        return three_sigma(count - self.fitted)
-
-
-def _control(measures: Measures, samples: Tensor) -> _Control:
-    r"""Choose κ = Cov(f̄, x̄) / (Var x̄ + Var ȳ), which leaves the smallest variance.
-
-    f̄ is the mean of the samples, x̄ what the same samples say of tr A, ȳ what fresh probes do.
-    """
-    N, M = len(samples), len(measures.traces)
-    if N < _LEAST_FITTED or M < 2:
-        return _Control()
-    x = integrate(measures.over, lambda nodes: nodes)
-    x, f = x - x.mean(), samples - samples.mean()
-    covariance, variance = float((x * f).sum()), float((x * x).sum())
-    fresh = float(measures.traces.var()) / M
-    total = variance / (N - 1) / N + fresh
-    if not total > 0.0:
-        return _Control()
-    slope = covariance / (N - 1) / N / total
-    shift = slope * float(measures.traces.mean())
-    return _Control(slope, shift, abs(slope) * math.sqrt(fresh), 1, N)
 
 
 def three_sigma(count: int) -> float:

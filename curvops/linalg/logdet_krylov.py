@@ -15,8 +15,7 @@ products that find the space to deflate are the same that sample what it leaves,
 cost nothing on top of it.
 
 A fifth of the products is not spent on depth but on one product each of fresh probes, which say
-what the space leaves of tr A: f(A) and A scatter together, and A is known better
-(:mod:`curvops.linalg.logdet_bracket`).
+what the space leaves of tr A, the control variate (:mod:`curvops.linalg.logdet_control`).
 """
 
 from __future__ import annotations
@@ -162,14 +161,13 @@ class KrylovAware:
     def _sample_traces(self, count: int) -> None:
         """Let fresh probes say what the last space leaves of tr A, a block of them at a time."""
         space = self._spaces[-1]
-        Q, known = space.basis, float(sum(block.trace() for block in space.diagonals))
+        known = float(space.dense().trace())
         radius = max(self._products.dim - space.size, 0) ** 0.5
         found = [self._traces]
         while count > 0:
             V = self._stream.take(min(count, self._width))
             count -= V.shape[1]
-            for _ in range(2):
-                V = V - (Q @ (Q.T @ V.to(Q.device, Q.dtype))).to(V.device, V.dtype)
+            V = space.outside(space.outside(V))
             V = V * (radius / V.norm(dim=0).clamp(min=1e-300))
             found.append(known + (V * self._products(V)).sum(0).cpu())
         self._traces = torch.cat(found)

@@ -69,7 +69,7 @@ def test_coverage(method: str, name: str, num_probes: int, num_steps: int, fresh
                 lower_bound=lower_bound,
                 seed=seed,
             )
-        low, high = interval(estimate, fitted=fresh > 0)
+        low, high = interval(estimate, fitted=1 if fresh else 0)
         held += low <= truth <= high
         bracketed += estimate.lower <= truth <= estimate.upper
     assert held >= 0.90 * SEEDS, f"{held / SEEDS:.3f} of the 95 % intervals"

@@ -163,7 +163,7 @@ class _Reread:
         return iter([(X.clone(), y.clone()) for X, y in self.batches])
 
 
-def _close(actual: Tensor, expected: Tensor, scale: Tensor | float) -> None:
+def _assert_close(actual: Tensor, expected: Tensor, scale: Tensor | float) -> None:
     """Error relative to the size of what was added up, not of what may have cancelled."""
     assert actual.shape == expected.shape
     error = (actual - expected).abs().max() if actual.numel() else torch.tensor(0.0)
@@ -179,16 +179,16 @@ def test_dense_truth(problem: Problem) -> None:
     dense = problem.dense
     risk = problem.build(EmpiricalRisk)
     scale = 1 + dense.hessian().abs().max()
-    _close(risk.loss(), dense.loss(), 1 + dense.loss().abs())
-    _close(risk.gradient(), dense.gradient(), 1 + dense.gradient().abs().max())
-    _close(HessianLinearOperator.from_risk(risk).to_dense(), dense.hessian(), scale)
+    _assert_close(risk.loss(), dense.loss(), 1 + dense.loss().abs())
+    _assert_close(risk.gradient(), dense.gradient(), 1 + dense.gradient().abs().max())
+    _assert_close(HessianLinearOperator.from_risk(risk).to_dense(), dense.hessian(), scale)
     ggn = dense.ggn()
-    _close(GGNLinearOperator.from_risk(risk).to_dense(), ggn, 1 + ggn.abs().max())
+    _assert_close(GGNLinearOperator.from_risk(risk).to_dense(), ggn, 1 + ggn.abs().max())
     diagonal = GGNDiagonalLinearOperator.from_risk(risk).diagonal
-    _close(diagonal, ggn.diag(), 1 + ggn.abs().max())
+    _assert_close(diagonal, ggn.diag(), 1 + ggn.abs().max())
     jacobian = dense.jacobian()
     actual = JacobianLinearOperator.from_risk(risk).to_dense()
-    _close(actual, jacobian, 1 + jacobian.abs().max())
+    _assert_close(actual, jacobian, 1 + jacobian.abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -200,7 +200,7 @@ def test_linear(kind: Any, problem: Problem, a: float, b: float) -> None:
     u, v = problem.vectors(2).T
     Au, Av = operator @ u, operator @ v
     scale = 1 + abs(a) * Au.abs().max() + abs(b) * Av.abs().max()
-    _close(operator @ (a * u + b * v), a * Au + b * Av, scale)
+    _assert_close(operator @ (a * u + b * v), a * Au + b * Av, scale)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -212,8 +212,8 @@ def test_symmetric_and_semidefinite(kind: Any, problem: Problem) -> None:
     u, v = problem.vectors(2).T
     Au, Av = operator @ u, operator @ v
     scale = 1 + u.norm() * Av.norm() + v.norm() * Au.norm()
-    _close(u @ Av, v @ Au, scale)
-    _close(operator.T @ u, Au, 1 + Au.abs().max())
+    _assert_close(u @ Av, v @ Au, scale)
+    _assert_close(operator.T @ u, Au, 1 + Au.abs().max())
     if kind in SEMIDEFINITE:
         assert u @ Au >= -1e-12 * scale
 
@@ -235,7 +235,7 @@ def test_the_cut_does_not_matter(kind: Any, data: st.DataObject, problem: Proble
         {"data": _Reread(recut), "cache_data": 0},
         {"data": recut, "check_deterministic": False},
     ):
-        _close(problem.build(kind, **changes) @ x, expected, 1 + expected.abs().max())
+        _assert_close(problem.build(kind, **changes) @ x, expected, 1 + expected.abs().max())
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k is not FisherMCLinearOperator])
@@ -245,7 +245,7 @@ def test_the_order_does_not_matter(kind: Any, data: st.DataObject, problem: Prob
     expected = problem.build(kind) @ x
     order = torch.tensor(data.draw(st.permutations(range(len(problem.y)))))
     shuffled = cases.cut(problem.X[order], problem.y[order], problem.sizes)
-    _close(problem.build(kind, data=shuffled) @ x, expected, 1 + expected.abs().max())
+    _assert_close(problem.build(kind, data=shuffled) @ x, expected, 1 + expected.abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -262,10 +262,10 @@ def test_columns_and_formats_do_not_matter(
     scale = 1 + (expected.abs().max() if columns else 0)
     split = min(split, columns)
     apart = torch.cat([operator @ x[:, :split], operator @ x[:, split:]], dim=1)
-    _close(apart, expected, scale)
+    _assert_close(apart, expected, scale)
     one_by_one = [operator @ column for column in x.T]
     if one_by_one:
-        _close(torch.stack(one_by_one, dim=1), expected, scale)
+        _assert_close(torch.stack(one_by_one, dim=1), expected, scale)
     pieces = x.split([p.numel() for p in problem.params.values()])
     blocks = {
         name: piece.reshape(*p.shape, columns)
@@ -276,7 +276,7 @@ def test_columns_and_formats_do_not_matter(
         assert type(answer) is type(given_as)
         parts = answer.values() if isinstance(answer, dict) else answer
         flat = [b.reshape(p.numel(), columns) for b, p in zip(parts, problem.params.values())]
-        _close(torch.cat(flat), expected, scale)
+        _assert_close(torch.cat(flat), expected, scale)
 
 
 @given(problem=problems(distribution=True), seed=st.integers(0, 2**40), other=st.integers(0, 9))

@@ -42,6 +42,11 @@ class Layer(ABC):
     def moments(self, rows: Rows) -> dict[int, Moments]:
         """Return Σ g_n and Σ g_n² at chosen rows, by place."""
 
+    def project_on(self, sums: Mapping[int, Tensor]) -> Tensor:
+        """Return ⟨g_n, d⟩ for a d that is given at this layer's places only."""
+        anything = next(iter(sums.values()))
+        return self.project([sums.get(i, anything) for i in range(1 + max(sums))])
+
     @property
     @abstractmethod
     def versions(self) -> tuple[int, ...]:
@@ -61,6 +66,11 @@ def row_dot(a: Tensor, b: Tensor) -> Tensor:
 def rows_of(x: Tensor, rows: Tensor | None, axis: int = 1) -> Tensor:
     """Return chosen rows of a parameter, which lie on an axis of ``x``; all for ``None``."""
     return x if rows is None else x.index_select(axis, rows.to(x.device))
+
+
+def moments_at(moments: Moments, rows: Tensor | None) -> Moments:
+    """Return moments of a whole parameter at chosen rows."""
+    return rows_of(moments[0], rows, axis=0), rows_of(moments[1], rows, axis=0)
 
 
 def moments_of(gradients: Tensor, rows: Tensor | None = None) -> Moments:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvops.training.individual import Blocks, Rows
-from curvops.training.layers.base import Layer, Moments, row_dot, rows_of
+from curvops.training.layers.base import Layer, Moments, moments_at, row_dot
 
 
 class EmbeddingLayer(Layer):
@@ -51,8 +51,7 @@ class EmbeddingLayer(Layer):
         place = self.places["weight"]
         _, token, summed = self._per_datum()
         tables = self._sums(), self._table(token, summed.square())
-        first, second = (rows_of(table, rows[place], axis=0) for table in tables)
-        return {place: (first, second)}
+        return {place: moments_at(tables, rows[place])}
 
     def _sums(self) -> Tensor:
         return self._table(self._index.reshape(-1), self._delta.flatten(0, 1))

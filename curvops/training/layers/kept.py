@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvops.training.individual import Blocks, Rows
-from curvops.training.layers.base import Layer, Moments, NotKept, moments_of, row_dot, rows_of
+from curvops.training.layers.base import Layer, Moments, NotKept, moments_at, moments_of, row_dot
 
 
 class KeptLayer(Layer):
@@ -78,7 +78,4 @@ class ReducedLayer(Layer):
         return {i: first for i, (first, _) in self._moments.items()}
 
     def moments(self, rows: Rows) -> dict[int, Moments]:
-        return {
-            i: (rows_of(first, rows[i], axis=0), rows_of(second, rows[i], axis=0))
-            for i, (first, second) in self._moments.items()
-        }
+        return {i: moments_at(both, rows[i]) for i, both in self._moments.items()}

@@ -50,9 +50,7 @@ class LinearLayer(Layer):
         if self._flat and size * (inputs + outputs) < 3 * inputs * outputs:
             gram = self._gram()
             return gram.diagonal(), gram.sum(1)
-        sums = self.sums()
-        total = [sums.get(i, self.a) for i in range(1 + max(sums))]
-        return self._squared_norms(), self.project(total)
+        return self._squared_norms(), self.project_on(self.sums())
 
     def _gram(self) -> Tensor:
         """Return ⟨g_n, g_m⟩ of all pairs of data ``[B, B]``."""
