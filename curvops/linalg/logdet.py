@@ -105,7 +105,7 @@ def logdet(  # type: ignore[misc]  # the overloads leave out what the options ar
         num_matvecs: Instead: products to make; 300 if no tolerance is given either. The result
             counts as converged if the two rules differ by no more than the probes scatter, or
             than 1 % of the value.
-        max_matvecs: Where a tolerance gives up; by default after P products, but at least 300.
+        max_matvecs: Where a tolerance gives up; by default after 17 P / 16 products, at least 300.
         num_probes: Probes, or width of the block, where the choice is not left to the method.
         num_steps: Lanczos steps, or depth of the space, likewise.
         distribution: Of the probes of ``"slq"``. Those of ``"krylov"`` are Gaussian, and what
@@ -313,7 +313,7 @@ def _limit(
 ) -> int:
     """Return how many products may be made."""
     if budget.adaptive:
-        return max_matvecs or max(dim, MATVECS)
+        return max_matvecs or max(dim + dim // 16, MATVECS)
     if num_matvecs is not None:
         return num_matvecs
     if num_probes is not None and num_steps is not None:

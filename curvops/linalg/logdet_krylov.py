@@ -45,6 +45,8 @@ _MOST_PROBES = 48
 _LEAST_STEPS = 4
 _TRACE_SHARE = 5
 """Of how many products the fresh probes get one."""
+_EARLY = 4
+"""A space of less than 1/4 of all directions; beyond, filling it up is the better plan."""
 
 
 class KrylovAware:
@@ -95,7 +97,7 @@ class KrylovAware:
     def spend(self) -> None:
         """Make all the products there are."""
         self._deepen(self._depth)
-        while self._left - self._reserve >= self._width * self._depth and not self._is_exact:
+        while self._has_room_for_another and not self._is_exact:
             self._deepen(self._depth, fresh=True)
         if not self._is_exact:
             self._sample_traces(self._left)
@@ -109,13 +111,23 @@ class KrylovAware:
         if self._is_exact:
             return False
         space = self._spaces[-1]
+        missing = space.size // (_TRACE_SHARE - 1) - len(self._traces)
+        early = _EARLY * space.size <= self._products.dim
+        if early and sampling > quadrature and 0 < missing <= self._left:
+            self._sample_traces(missing)
+            return True
         blocks = min(math.ceil(GROWTH * space.num_blocks), self._depth)
         if blocks > space.num_blocks and 0 < space.next_width <= self._left:
             self._deepen(blocks)
             return True
-        if space.num_blocks < self._depth or self._left < self._width * self._depth:
+        if space.num_blocks < self._depth:
             return False
-        self._deepen(self._depth, fresh=True)
+        if self._has_room_for_another:
+            self._deepen(self._depth, fresh=True)
+            return True
+        if self._left == 0:
+            return False
+        self._sample_traces(self._left)
         return True
 
     def measures(self, coarse: bool) -> Measures:
@@ -152,6 +164,12 @@ class KrylovAware:
     @property
     def _left(self) -> int:
         return self._limit - self._products.num_matvecs
+
+    @property
+    def _has_room_for_another(self) -> bool:
+        """Whether there are products for another space, besides those for fresh probes."""
+        kept_back = max(self._reserve - len(self._traces), 0)
+        return self._left - kept_back >= self._width * self._depth
 
     @property
     def _is_exact(self) -> bool:

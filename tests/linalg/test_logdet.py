@@ -512,3 +512,15 @@ def test_fresh_probes_of_the_trace_are_worth_more_than_depth():
         assert sum(holds(estimate, truth) for estimate in found) >= 19
         errors[way] = sum((estimate.value - truth) ** 2 for estimate in found) ** 0.5
     assert errors["with"] < 0.5 * errors["without"]
+
+
+@pytest.mark.parametrize("memory", [None, 2000 * 8 * 60])
+def test_a_tolerance_that_is_out_of_reach_spends_all_products(memory):
+    eigenvalues = (torch.arange(2000, dtype=F) + 1) ** -1.2
+    estimate = quietly(
+        Diagonal(eigenvalues), 0.1, method="krylov", rtol=1e-12, max_matvecs=200,
+        lower_bound=0.0, memory=memory,
+    )  # fmt: skip
+    assert estimate.num_matvecs == 200
+    assert not estimate.converged
+    assert holds(estimate, exact(eigenvalues, 0.1))
