@@ -2,10 +2,10 @@ r"""Eigenpairs at the ends of the spectrum, by thick-restart block Lanczos.
 
 .. math:: A v_i = \lambda_i v_i, \qquad \|A v_i - \lambda_i v_i\| \le \mathrm{tol}\,|\lambda_i|
 
-Every vector is orthogonalised against all others, twice; the projected matrix is float64. As long
-as the basis may grow, this takes the fewest products that any method without a preconditioner
-can: the projection of ``A`` on the whole Krylov space is solved. After that the basis is cut back
-to Ritz vectors.
+All vectors of the basis are orthonormal to rounding wherever that matters, and the projected
+matrix is float64. As long as the basis may grow, this takes the fewest products that any method
+without a preconditioner can: the projection of ``A`` on the whole Krylov space is solved. After
+that the basis is cut back to Ritz vectors.
 
 A Krylov space of one vector holds one eigenvector of each eigenvalue, so copies of a multiple
 eigenvalue are missed. When all pairs have converged, a fresh random direction is searched in the
@@ -75,8 +75,8 @@ def eigsh(
             allows.
         v0: Where to start, ``[P]``, or ``[P, b]`` for a block; random by default.
         ncv: The largest number of basis vectors, more than k; by default 2k + 20,
-            at least 40 where they fit into 2 GiB. More may save products, and cost time and
-            memory: every product is orthogonalised against all.
+            at least 40 where they fit into 2 GiB. More may save products, and cost memory and
+            time: all vectors are kept orthogonal to each other.
         max_matvecs: Products after which to stop; by default 2000 or 100 k, whichever is more.
         block_size: Columns multiplied at a time. One takes the fewest products; a block of the
             largest multiplicity finds all copies at once.
@@ -168,7 +168,8 @@ def eigsh(
     # hold what those probes happen to have of a multiple eigenvalue.
     stream = as_seed(torch.Generator().manual_seed(as_seed(seed)))
     probes = Probes(P, "gaussian", stream)
-    basis = KrylovBasis(products, min(P, ncv + search_length(P, FINE)), probes, device, dtype)
+    rows = min(P, ncv + search_length(P, FINE))
+    basis = KrylovBasis(products, rows, block, probes, device, dtype)
     share = 0.0
     if isinstance(warm_start, EighResult) and _has_copies(warm_start, tol):
         start = _from_copies(products, warm_start, tol)

@@ -12,6 +12,10 @@ algorithm for large eigenproblems", Section 3; Wu & Simon 2000, Section 2, for t
 
 ``H`` is not made symmetric: what it lacks of symmetry is the rounding of the products, and
 counts in the residuals.
+
+Between moves a few new vectors may be orthogonal to their neighbours only. The relation holds
+nevertheless, and orthogonality is restored for all of them at once: before it is used, and before
+too much is lost.
 """
 
 from __future__ import annotations
@@ -24,8 +28,14 @@ from torch import Tensor
 
 from curvops.linalg.matrix import Products
 from curvops.linalg.probes import Probes
+from curvops.linalg.rows import combine, inner, remove
+from curvops.linalg.semiorthogonal import Drift, restore
 
-_ROTATED_COLUMNS = 2**16
+LAZY = 8
+"""After how many vectors orthogonality is restored at the latest."""
+
+MOST = 0.01
+"""How much of it may be lost: a new vector is so much of a step in vain."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ class KrylovBasis:
     Args:
         products: Multiplies and counts.
         rows: The largest n.
+        block: The largest b beside a basis of that size.
         probes: Where fresh directions come from.
         device: Where the basis lives.
         dtype: Of the basis; ``H`` is float64.
@@ -69,25 +80,31 @@ class KrylovBasis:
         self,
         products: Products,
         rows: int,
+        block: int,
         probes: Probes,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         self._products, self._probes = products, probes
-        self._V = torch.empty(rows, products.dim, dtype=dtype, device=device)
+        self._rows = rows
+        # The block lies in the memory behind the basis, where it becomes part of it.
+        self._V = torch.empty(rows + block, products.dim, dtype=dtype, device=device)
+        self._work = self._V[:0]
         self._H = torch.zeros(rows, rows, dtype=torch.float64)
         self._R = self._V.new_empty(0, products.dim)
         self._B = self._H.new_empty(0, 0)
         self._P, self._C = self._R, self._B
         self._dropped = 0.0
         self._restarts = 0
+        self._clean = self._settled = 0
+        self._drift = Drift(self.eps)
         self.size = 0
         self.scale = 0.0
 
     @property
     def rows(self) -> int:
         """The largest n."""
-        return self._V.shape[0]
+        return self._rows
 
     @property
     def block(self) -> int:
@@ -117,41 +134,95 @@ class KrylovBasis:
             directions: Rows ``[m, P]``; by default ``count`` fresh random ones.
             count: How many fresh ones.
         """
+        self.restore()
         if directions is None:
             count = min(count, self._products.dim - self.size - self.block)
             directions = self._probes.take(count).T
         W = directions.to(self._V.device, self._V.dtype)
         norms = W.norm(dim=1, keepdim=True)
         W = W[norms[:, 0] > 0] / norms[norms[:, 0] > 0]
-        taken = torch.cat([self._V[: self.size], self._R])
-        _remove(taken, W)
+        taken = self._V[: self.size + self.block]
+        remove(taken, W)
         fresh, _, _ = _orthonormal(W, 100 * self.eps, taken)
-        self._R = torch.cat([self._R, fresh])
+        self._place(torch.cat([self._R, fresh]))
         self._B = torch.cat([self._B, self._B.new_zeros(fresh.shape[0], self.size)])
+        self._clean = self.size + self.block
         return fresh.shape[0]
 
     def expand(self) -> None:
         """Append the block to the basis and multiply it: b products."""
         n, b = self.size, self.block
         stop = n + b
-        self._V[n:stop] = self._R
-        self._H[n:stop, :n] = self._B
-        self._orthogonalise_aside(n, stop)
-        V = self._V[:stop]
         # A copy: a product may be the very tensor that was multiplied.
-        W = torch.empty_like(self._R).copy_(self._products(V[n:].T).T)
+        if self._work.shape != self._R.shape:
+            self._work = torch.empty_like(self._R)
+        W = self._work.copy_(self._products(self._R.T).T)
+        self._H[n:stop, :n] = self._B
         self._H[:stop, n:stop] = self._recur(n, stop, W)
-        self._R, M = self._orthonormal(W, V)
-        lengths = torch.hypot(self._H[:stop, n:stop].norm(dim=0), M.norm(dim=0))
-        self.scale = max(self.scale, float(lengths.max()))
-        self._B = torch.cat([self._B.new_zeros(M.shape[0], n), M], 1)
+        self._C = torch.cat([self._C, self._C.new_zeros(len(self._C), b)], 1)
+        self._B = torch.cat([self._B.new_zeros(b, n), torch.eye(b, dtype=torch.float64)], 1)
         self.size = stop
+        beta = _smallest(W)
+        lengths = torch.hypot(self._H[:stop, n:stop].norm(dim=0), W.norm(dim=1).cpu().double())
+        self.scale = max(self.scale, float(lengths.max()))
+        extra = float(self._C.norm()) / self.scale if len(self._P) else 0.0
+        if self._drift.ahead(beta, self.scale, extra) > MOST:
+            self._restore(stop)
+            self._H[:stop, :stop] += remove(self._V[:stop], W) @ self._B
+            self._normalise(W, self._V[:stop])
+            self._clean = stop + self.block
+            self._drift.clear()
+            return
+        # What W has of old vectors stays in it, or the relation would no longer hold.
+        self._normalise(W, self._V[:0])
+        self._drift.step(beta, self.scale, extra)
+        due = stop + b - self._clean >= LAZY
+        if due or self._drift.ahead(beta, self.scale, extra) > MOST:
+            self.restore()
+
+    def restore(self) -> None:
+        """Make vectors and block orthonormal to rounding again."""
+        self._restore(self.size + self.block)
+
+    def _restore(self, stop: int) -> None:
+        """Make the first vectors of basis and block orthonormal, and those aside orthogonal.
+
+        With ``X = [V R]`` and ``K = [H; B]`` the relation is ``A V = X K``; with ``X S`` instead
+        of ``X`` it holds for ``S⁻¹ K S``, so that nothing of what was lost goes unnoticed.
+        """
+        n, clean = self.size, self._clean
+        if stop > clean:
+            S, inverse = restore(self._V[:stop], clean)
+            both = torch.cat([self._H[:n, :n], self._B])
+            both[:stop] = inverse @ both[:stop]
+            both, self._C = both @ S[:n, :n], self._C @ S[:n, :n]
+            self._H[:n, :n], self._B = both[:n], both[n:]
+            self._clean = stop
+            self._drift.clear(seen=float(inverse[:clean, clean:].abs().max()) if clean else 0.0)
+        if len(self._P) and self._settled < n:
+            fresh = slice(self._settled, n)
+            self._H[fresh, :n] += remove(self._V[fresh], self._P) @ self._C
+        self._settled = n
+
+    def _place(self, R: Tensor) -> None:
+        """Make these rows the block, in the memory behind the basis."""
+        self._R = self._V[self.size : self.size + len(R)]
+        if self._R.data_ptr() != R.data_ptr():
+            self._R.copy_(R)
+
+    def _normalise(self, W: Tensor, V: Tensor) -> None:
+        """Make what products have left the block."""
+        Q, M = self._orthonormal(W, V)
+        self._place(Q)
+        self._B = M @ self._B
 
     def _recur(self, n: int, stop: int, W: Tensor) -> Tensor:
-        """Remove from products ``W`` what lies in the basis; return it as columns ``[stop, b]``.
+        """Remove from products ``W`` what they have along the vectors that are coupled.
 
         What they have along earlier vectors is known from the couplings: the Lanczos recurrence.
-        After it, all vectors are gone through once more.
+
+        Returns:
+            What was removed, as columns ``[stop, b]``.
         """
         known = torch.zeros(stop, stop - n, dtype=torch.float64)
         known[:n] = self._H[n:stop, :n].T
@@ -160,20 +231,19 @@ class KrylovBasis:
             first = rows[0]  # a restart couples to the first vectors, a step to the last
             span = slice(first, rows[-1] + 1)
             W.addmm_(known[span].T.to(W.device, W.dtype), self._V[span], alpha=-1)
-        inner = self._V[n:stop] @ W.T
-        W.addmm_(inner.T, self._V[n:stop], alpha=-1)
-        known[n:] += inner.to("cpu", torch.float64)
-        self.scale = max(self.scale, float(known.norm(dim=0).max()))
-        return known + _remove(self._V[:stop], W)
+        own = self._V[n:stop] @ W.T
+        W.addmm_(own.T, self._V[n:stop], alpha=-1)
+        known[n:] += own.to("cpu", torch.float64)
+        return known
 
     def ritz(self) -> Ritz:
         """Return the eigenpairs of the symmetric part of ``H``."""
+        self.restore()
         H = self._H[: self.size, : self.size]
         S, D = (H + H.T) / 2, (H - H.T) / 2
         values, rotation = torch.linalg.eigh(S)
         outside = torch.cat([self._R, self._P])
-        gram = (outside @ outside.T).to("cpu", torch.float64)
-        leaving = _lengths(torch.cat([self._B, self._C]) @ rotation, gram)
+        leaving = _lengths(torch.cat([self._B, self._C]) @ rotation, inner(outside, outside))
         inside = (D @ rotation).norm(dim=0)
         rounding = inside.new_tensor(self.rounding)
         return Ritz(values, rotation, leaving, torch.hypot(inside, rounding))
@@ -185,21 +255,22 @@ class KrylovBasis:
             rotation: Which ones, orthonormal ``[n, p]``.
         """
         n, p = rotation.shape
-        turn = rotation.T.to(self._V.device, self._V.dtype)
-        for start in range(0, self._products.dim, _ROTATED_COLUMNS):
-            part = self._V[:, start : start + _ROTATED_COLUMNS]
-            part[:p] = turn @ part[:n]
+        self.restore()
+        combine(self._V[:n], rotation, self._V[:p])
         self._H[:p, :p] = rotation.T @ self._H[:n, :n] @ rotation
         self._B, self._C = self._B @ rotation, self._C @ rotation
         self._restarts += 1
-        self.size = p
+        self.size = self._settled = p
+        self._clean = p + self.block
+        self._place(self._R.clone())
 
     def vectors(self, rotation: Tensor) -> Tensor:
         """Return ``V`` times a rotation ``[n, k]`` as unit columns ``[P, k]``."""
-        n = rotation.shape[0]
-        X: Tensor = self._V[:n].T @ rotation.to(self._V.device, self._V.dtype)
-        norms: Tensor = X.norm(dim=0)
-        return X / norms
+        n, k = rotation.shape
+        X = self._V.new_empty(k, self._products.dim)
+        combine(self._V[:n], rotation, X)
+        X /= X.norm(dim=1, keepdim=True)
+        return X.T
 
     def perturb(self, size: float) -> float:
         """Mix a fresh direction into the block, and set aside what this adds to the relation.
@@ -210,9 +281,10 @@ class KrylovBasis:
         Returns:
             The share of the fresh direction in the block; zero if there is nothing to mix with.
         """
+        self.restore()
         length = float(self._B[0].norm()) if self.block else 0.0
         z = self._probes.take(1).T.to(self._V.device, self._V.dtype)
-        _remove(torch.cat([self._V[: self.size], self._R]), z)
+        remove(self._V[: self.size + self.block], z)
         left = float(z.norm())
         if not (length and left):
             return 0.0
@@ -227,7 +299,9 @@ class KrylovBasis:
 
     def set_aside(self) -> None:
         """Keep the residual block out of the next expansions, until :meth:`rejoin`."""
+        self.restore()
         self._P, self._C = torch.cat([self._P, self._R]), torch.cat([self._C, self._B])
+        self._clean = self.size
         self._R, self._B = self._R[:0], self._B[:0]
 
     def rejoin(self, most: int) -> None:
@@ -236,25 +310,24 @@ class KrylovBasis:
         Args:
             most: Its largest size; what is weaker stays aside.
         """
+        self.restore()
         R, B = torch.cat([self._P, self._R]), torch.cat([self._C, self._B])
         lengths = B.norm(dim=1, keepdim=True)
         lengths = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
         W = R * lengths.to(R.device, R.dtype)
         Q, M = self._orthonormal(W, self._V[: self.size])
         C = M @ (B / lengths)
-        self._R, self._P = Q[:most], Q[most:]
+        most = min(most, len(self._V) - self.size)
+        self._place(Q[:most])
+        self._P = Q[most:].clone()
         self._B, self._C = C[:most], C[most:]
+        self._clean = self.size + self.block
 
     def compressed(self, start: int) -> Tensor:
         """Return the symmetric part of ``H`` from vector ``start`` on."""
+        self.restore()
         H = self._H[start : self.size, start : self.size]
         return (H + H.T) / 2
-
-    def _orthogonalise_aside(self, start: int, stop: int) -> None:
-        """Move what residuals set aside have along new vectors into ``H``."""
-        if len(self._P):
-            self._H[start:stop, :start] += _remove(self._V[start:stop], self._P) @ self._C
-        self._C = torch.cat([self._C, self._C.new_zeros(len(self._C), stop - start)], 1)
 
     def _orthonormal(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         Q, M, dropped = _orthonormal(W, 10 * self.eps * self.scale, V)
@@ -262,32 +335,16 @@ class KrylovBasis:
         return Q, M
 
 
+def _smallest(W: Tensor) -> float:
+    """Return the smallest singular value."""
+    if len(W) == 1:
+        return float(W.norm())
+    return math.sqrt(max(float(torch.linalg.eigvalsh(inner(W, W))[0]), 0.0))
+
+
 def _lengths(columns: Tensor, gram: Tensor) -> Tensor:
     """Return the norms of combinations of vectors with this Gram matrix."""
     return (columns * (gram @ columns)).sum(0).clamp(min=0).sqrt()
-
-
-def _remove(V: Tensor, W: Tensor) -> Tensor:
-    """Remove from rows ``W`` what lies in the orthonormal rows ``V``, in place; return ``V Wᵀ``.
-
-    Once if they are almost orthogonal already, as after the recurrence; again while a sweep has
-    removed more than a hundredth of what is left, for then its own rounding is no longer small
-    beside the rest (Giraud, Langou & Rozložník 2005).
-
-    Args:
-        V: ``[n, P]``.
-        W: ``[b, P]``.
-    """
-    total = torch.zeros(V.shape[0], W.shape[0], dtype=torch.float64)
-    if not V.shape[0]:
-        return total
-    for _ in range(5):
-        C = V @ W.T
-        W.addmm_(C.T, V, alpha=-1)
-        total += C.to("cpu", torch.float64)
-        if bool((C.abs().amax(0) <= 0.01 * W.norm(dim=1)).all()):
-            break
-    return total
 
 
 def _orthonormal(W: Tensor, negligible: float, V: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -302,7 +359,8 @@ def _orthonormal(W: Tensor, negligible: float, V: Tensor) -> tuple[Tensor, Tenso
         length = float(W.norm())
         if not length > negligible:
             return W[:0], torch.zeros(0, 1, dtype=torch.float64), length
-        return W / length, torch.full((1, 1), length, dtype=torch.float64), 0.0
+        W /= length
+        return W, torch.full((1, 1), length, dtype=torch.float64), 0.0
     Q = W.new_empty(count, W.shape[1])
     M = torch.zeros(count, count, dtype=torch.float64)
     rest = list(range(count))
@@ -318,14 +376,14 @@ def _orthonormal(W: Tensor, negligible: float, V: Tensor) -> tuple[Tensor, Tenso
             break
         q = W[row : row + 1] / length
         if length < 0.5 * float(original[row]):
-            _remove(V, q)
-            _remove(Q[:rank], q)
+            remove(V, q)
+            remove(Q[:rank], q)
             q /= q.norm()
         Q[rank] = q[0]
         M[rank, row] = length
         if rest:
             others = W[rest]
-            M[rank, rest] += _remove(Q[rank : rank + 1], others)[0]
+            M[rank, rest] += remove(Q[rank : rank + 1], others)[0]
             W[rest] = others
         rank += 1
     return Q[:rank], M[:rank], dropped

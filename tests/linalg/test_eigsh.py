@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from curvops import HessianLinearOperator
 from curvops.errors import DTypeError, InputError, NonFiniteError, ShapeError
-from curvops.linalg import thick_restart
+from curvops.linalg import krylov_basis, thick_restart
 from curvops.linalg.eigen_result import EighResult
 from curvops.linalg.eigsh import eigsh
 from curvops.linalg.estimate import UnconvergedWarning
@@ -582,3 +582,46 @@ def test_bad_matrices() -> None:
         eigsh(torch.full((100, 100), float("nan")), 1)
     with pytest.raises(InputError, match="empty"):
         eigsh(torch.ones(0, 0), 1)
+
+
+def test_restoring_orthogonality_for_many_at_once_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside full orthogonalisation at every step, on rows longer than a chunk."""
+    g = torch.Generator().manual_seed(4)
+    d = torch.cat([torch.linspace(-3, 3, 5000), torch.tensor([5.0, 8.0, 8.5, 40.0])]).double()
+    mix = torch.randn(len(d), 3, generator=g, dtype=torch.float64) / len(d) ** 0.5
+    A = Sum(d, mix)
+    seen: list[int] = []
+    remove = krylov_basis.remove
+
+    def counted(V: Tensor, W: Tensor) -> Tensor:
+        seen.append(len(V))
+        return remove(V, W)
+
+    monkeypatch.setattr(krylov_basis, "remove", counted)
+    lazy = eigsh(A, k=8, which="LA", ncv=40)
+    few = len([n for n in seen if n > krylov_basis.LAZY])
+    monkeypatch.setattr(krylov_basis, "MOST", 0.0)
+    full = eigsh(A, k=8, which="LA", ncv=40)
+    many = len([n for n in seen if n > krylov_basis.LAZY]) - few
+    assert few < 0.1 * lazy.num_matvecs
+    assert many > 0.9 * full.num_matvecs
+    assert abs(lazy.num_matvecs - full.num_matvecs) <= 0.05 * full.num_matvecs
+    torch.testing.assert_close(lazy.eigenvalues, full.eigenvalues, rtol=1e-10, atol=0)
+    assert lazy.eigenvectors is not None
+    X = lazy.eigenvectors
+    assert float((X.T @ X - torch.eye(8)).abs().max()) < 1e-12
+    true = (A @ X - X * lazy.eigenvalues).norm(dim=0)
+    torch.testing.assert_close(true, lazy.residuals, rtol=0.05, atol=1e-12)
+
+
+class Sum:
+    """A diagonal matrix and one of rank 3, never formed."""
+
+    def __init__(self, d: Tensor, mix: Tensor) -> None:
+        self.d, self.mix = d, mix
+        self.shape, self.dtype, self.device = (len(d), len(d)), d.dtype, d.device
+
+    def __matmul__(self, X: Tensor) -> Tensor:
+        return self.d[:, None] * X + self.mix @ (self.mix.T @ X)
