@@ -30,7 +30,7 @@ PERTURBATION = 0.1
 KEPT = 0.6
 """The share of what is not wanted that a restart keeps."""
 
-LOOKS = 25
+LOOKS = 12
 """How often convergence is looked at while the basis grows e-fold, at least about."""
 
 
@@ -111,6 +111,7 @@ class ThickRestart:
         self._perturbed: tuple[int, int] | None = None
         self._steps = 0
         self._due, self._last = 2 * task.k if generic else basis.block, (0, math.inf)
+        self._wait = 1
         self.restarts, self.checks, self.exhausted = 0, 0, False
 
     def run(self) -> Ritz:
@@ -167,7 +168,7 @@ class ThickRestart:
         k, room = self._task.k, self._task.ncv - self._basis.block
         keep = min(k + int(KEPT * (self._task.ncv - k)), room)
         self._basis.restart(ritz.rotation[:, wanted(ritz.values, self._task.which, keep)])
-        self._due = self._basis.size + 1
+        self._due = self._basis.size + self._wait
         self.restarts += 1
 
     def _schedule(self, excess: float) -> None:
@@ -177,8 +178,9 @@ class ThickRestart:
         wait = size // LOOKS if excess > 10 else 1
         if excess < last < math.inf:
             fall = math.log(last / excess) / (made - before)
-            wait = min(2 * wait, int(0.5 * math.log(excess) / fall))
-        self._due, self._last = size + max(wait, 1), (made, excess)
+            wait = min(2 * size // LOOKS, int(0.5 * math.log(excess) / fall))
+        self._wait, self._last = max(wait, 1), (made, excess)
+        self._due = size + self._wait
 
     def _perturb(self, ritz: Ritz) -> None:
         """Once all that stands out has converged, mix a random direction into the residual.
