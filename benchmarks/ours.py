@@ -43,10 +43,10 @@ def operator(problem: Problem, quantity: str, **knobs: Any) -> Any:
     return kind(problem.model, problem.loss, problem.params, problem.data, **knobs)
 
 
-def prepared(problem: Problem, quantity: str, **knobs: Any) -> Any:
+def prepared(problem: Problem, quantity: str, num_products: int = ANNOUNCED, **knobs: Any) -> Any:
     """Return our operator, told to expect many products."""
     op = operator(problem, quantity, **knobs)
-    op.prepare(num_products=ANNOUNCED)
+    op.prepare(num_products=num_products)
     return op
 
 

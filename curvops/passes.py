@@ -30,6 +30,7 @@ from curvops.autodiff.ensemble import Ensemble
 from curvops.autodiff.evaluation import Differentiation, Evaluation, Quantity
 from curvops.autodiff.points import Points
 from curvops.data import Batch, BatchStream
+from curvops.ends import Between, ParameterSums, ParameterVectors, PredictionRows
 from curvops.errors import InputError, refuse_constant
 from curvops.losses import Loss
 from curvops.rng import PrivateRNG, preserved_rng
@@ -214,11 +215,7 @@ class Passes:
         """Return what multiplies with the batches of this risk, and keeps what pays."""
         return Keeper(self._model, self._loss, product, options)
 
-    def sum_products(
-        self,
-        keeper: Keeper,
-        columns: Tensor,
-    ) -> Tensor:
+    def sum_products(self, keeper: Keeper, columns: Tensor) -> Tensor:
         """Return (1/Z) Σ_b A_b X for a curvature A that is a sum over batches.
 
         Args:
@@ -228,15 +225,56 @@ class Passes:
         Returns:
             The product ``[P, K]``. Memory beyond a few copies of it does not depend on K.
         """
+
+        def ends(vectors: Tensor) -> Between:
+            return Between(self._vectors(), ParameterSums(self.space, vectors))
+
+        return self._multiply(keeper, columns, self.space.dim, ends).div_(self.normalizer)
+
+    def predictions_along(self, keeper: Keeper, columns: Tensor, rows: int) -> Tensor:
+        """Return J X ``[N·C, K]``, the derivatives of all predictions along X ``[P, K]``.
+
+        Args:
+            keeper: Multiplies with the Jacobian of each batch.
+            columns: X, ``[P, K]``.
+            rows: N·C.
+        """
+
+        def ends(vectors: Tensor) -> Between:
+            return Between(self._vectors(), PredictionRows(vectors.new_empty(len(vectors), rows)))
+
+        return self._multiply(keeper, columns, rows, ends)
+
+    def pulled_back(self, keeper: Keeper, columns: Tensor) -> Tensor:
+        """Return Jᵀ U ``[P, K]`` for U ``[N·C, K]``.
+
+        Args:
+            keeper: Multiplies with the transposed Jacobian of each batch.
+            columns: U, ``[N·C, K]``.
+        """
+
+        def ends(vectors: Tensor) -> Between:
+            return Between(PredictionRows(), ParameterSums(self.space, vectors))
+
+        return self._multiply(keeper, columns, self.space.dim, ends)
+
+    def _vectors(self) -> ParameterVectors:
+        return ParameterVectors(self.space, self.params.values())
+
+    def _multiply(
+        self, keeper: Keeper, columns: Tensor, rows: int, ends: Callable[[Tensor], Between]
+    ) -> Tensor:
+        """Return the product ``[rows, K]`` with columns ``[n, K]``, within the memory there is."""
         vectors = columns.T
-        group = keeper.group(vectors)
+        group = keeper.group(vectors, rows)
         if group < len(vectors):
-            product = torch.empty_like(vectors, memory_format=torch.contiguous_format)
+            product = vectors.new_empty(len(vectors), rows)
             for part, result in zip(vectors.split(group), product.split(group), strict=True):
-                result.copy_(self.sum_products(keeper, part.T).T)
+                result.copy_(self._multiply(keeper, part.T, rows, ends).T)
             return product.T
+        vectors = vectors.contiguous()
         try:
-            return self._sum_products(keeper, columns)
+            return self._pass(keeper, vectors, ends(vectors))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or not keeper.stream():
                 raise
@@ -245,16 +283,9 @@ class Passes:
             "Pass a smaller memory_budget= to keep a part.",
             stacklevel=2,
         )
-        return self._sum_products(keeper, columns)
+        return self._pass(keeper, vectors, ends(vectors))
 
-    def _sum_products(self, keeper: Keeper, columns: Tensor) -> Tensor:
-        vectors = columns.T.contiguous()
-        total = BlockSum(self.space, vectors)
-        params = list(self.params.values())
-
-        def blocks(flat: Tensor) -> Blocks:
-            return [part.to(p.dtype) for part, p in zip(total.views_of(flat), params, strict=True)]
-
+    def _pass(self, keeper: Keeper, vectors: Tensor, ends: Between) -> Tensor:
         with preserved_rng():
             keeper.run(
                 self.params,
@@ -263,10 +294,11 @@ class Passes:
                 self._data.is_cached,
                 self._data.is_recut,
                 vectors,
-                blocks,
-                total.add,
+                ends,
             )
-        return total.value.div_(self.normalizer).T
+        value = ends.target.value
+        assert value is not None
+        return value.T
 
     def squared_pullbacks(
         self, roots: Callable[[Tensor, Any], Iterable[tuple[Tensor, Tensor | None]]]

@@ -95,6 +95,12 @@ class Space:
             for block, shape in zip(flat.split(self.numels), self.shapes, strict=True)
         ]
 
+    def views_of(self, rows: Tensor) -> list[Tensor]:
+        """Split ``[P]`` into views ``[*shape]``, or rows ``[c, P]`` into ``[c, *shape]``."""
+        leading = rows.shape[:-1]
+        parts = rows.split(self.numels, dim=-1)
+        return [part.view([*leading, *s]) for part, s in zip(parts, self.shapes, strict=True)]
+
     def read(
         self, x: Vector, dtype: torch.dtype, device: torch.device, what: str = "vector"
     ) -> tuple[Tensor, Format]:
@@ -318,18 +324,11 @@ class BlockSum:
             self._terms += 1
         if (first, count) not in self._views:
             part = self._buffer[first] if count == 1 else self._buffer[first : first + count]
-            self._views[first, count] = self.views_of(part)
+            self._views[first, count] = self._space.views_of(part)
         if self._terms == 1:
             torch._foreach_copy_(self._views[first, count], list(blocks))
         else:
             torch._foreach_add_(self._views[first, count], list(blocks))
-
-    def views_of(self, flat: Tensor) -> list[Tensor]:
-        """Split ``[P]`` into views ``[*shape]``, or ``[c, P]`` into views ``[c, *shape]``."""
-        leading = flat.shape[:-1]
-        parts = flat.split(self._space.numels, dim=-1)
-        shapes = self._space.shapes
-        return [part.view([*leading, *s]) for part, s in zip(parts, shapes, strict=True)]
 
     @property
     def value(self) -> Tensor:

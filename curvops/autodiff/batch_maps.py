@@ -158,13 +158,15 @@ class Tracer:
         self._splits: dict[Any, SplitProduct] = {}
         self.lean = self.compiled = False
 
-    def __call__(self, params: Blocks, batch: Batch, extras: Sequence[Tensor]) -> ResidualMap:
+    def __call__(self, lin: Linearization, extras: Sequence[Tensor]) -> ResidualMap:
         """Return the map of a batch, tracing it if its shape is new."""
+        params, batch = [p.detach() for p in lin.params], lin.batch
         shape = (*_signature(batch), *(tuple(t.shape) for t in extras))
         fixed = self._model.fixed().values()
         inputs = [*params, *fixed, *tensors_of((batch.X, batch.y)), *extras]
         if shape not in self._traced:
-            self._traced[shape] = self._trace(params, batch, inputs, len(extras))
+            vector = self._product.example(lin)
+            self._traced[shape] = self._trace(batch, inputs, vector, len(extras))
         key = (self.lean, self.compiled, *shape)
         if key not in self._splits:
             self._splits[key] = self._split(self._traced[shape])
@@ -179,9 +181,8 @@ class Tracer:
         return replace(halves, tangent=one, block=block)
 
     def _trace(
-        self, params: Blocks, batch: Batch, inputs: list[Tensor], num_extras: int
+        self, batch: Batch, inputs: list[Tensor], vector: Blocks, num_extras: int
     ) -> TracedProduct:
-        vector = [torch.ones_like(p) for p in params]
         try:
             return trace(self._function(batch, num_extras, True), inputs, vector)
         except TRACE_ERRORS as error:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from curvops.autodiff.batch_maps import TRACE_ERRORS, BatchMap, GraphMap, ResidualMap, Tracer
@@ -102,7 +101,7 @@ class Forms:
         candidate = self._layers(lin, extras)
         if candidate is None:
             return False
-        v = [torch.ones_like(p) for p in lin.params]
+        v = self._product.example(lin)
         maps: dict[Form, BatchMap] = {"layers": candidate, "graph": self._graph(lin, extras)}
         seconds = interleaved_medians({k: partial(m.one, v) for k, m in maps.items()}, rounds=3)
         self.form = min(seconds, key=seconds.__getitem__)
@@ -145,7 +144,7 @@ class Forms:
             forms["residuals", False] = partial(self._residuals, lin, extras, False)
         if self.form == "layers":
             forms["layers", False] = partial(self.build, lin, extras)
-        v = [torch.ones_like(p) for p in lin.params]
+        v = self._product.example(lin)
         if budget is None:
             tasks = {k: partial(_built_and_run, build, v) for k, build in forms.items()}
             seconds = interleaved_medians(tasks)
@@ -185,7 +184,7 @@ class Forms:
             self.tracer.compiled = self._options.compile is True
         if lean is not None:
             self.tracer.lean = lean
-        return self.tracer([p.detach() for p in lin.params], lin.batch, extras)
+        return self.tracer(lin, extras)
 
     def _graph(self, lin: Linearization, extras: list[Tensor]) -> BatchMap:
         fresh = Linearization(lin.predict, self._loss, lin.params, lin.batch)

@@ -22,11 +22,11 @@ from curvops.autodiff.batch_maps import BatchMap, GraphMap, ResidualMap
 from curvops.autodiff.forms import Forms
 from curvops.autodiff.invalidation import state_of
 from curvops.autodiff.keeping import Keeping
-from curvops.autodiff.linearization import Blocks, Linearization
+from curvops.autodiff.linearization import Linearization
 from curvops.autodiff.measure import synchronize
 from curvops.autodiff.memory import available_bytes, is_out_of_memory
 from curvops.autodiff.model import FunctionalModel
-from curvops.autodiff.product import ExtraStream, Product
+from curvops.autodiff.product import Ends, ExtraStream, Product
 from curvops.autodiff.rank_one import RankOneMap
 from curvops.autodiff.widths import BLOCK, Widths
 from curvops.data import Batch, parse_bytes, split
@@ -49,6 +49,7 @@ class _Kept:
     key: Any
     params: dict[str, Tensor]
     maps: list[BatchMap] = field(default_factory=list)
+    shapes: list[torch.Size | None] = field(default_factory=list)
     num_bytes: int = 0
     complete: bool = False
     resume: Any = None
@@ -95,11 +96,16 @@ class Keeper:
         self._streaming = True
         return changed
 
-    def group(self, columns: Tensor) -> int:
-        """Return how many of the columns ``[K, P]`` the memory budget lets through in one pass."""
+    def group(self, columns: Tensor, rows: int) -> int:
+        """Return how many of the columns ``[K, n]`` the memory budget lets through in one pass.
+
+        Args:
+            columns: The columns.
+            rows: The length of their products.
+        """
         if self.options.memory_budget is None:
             return len(columns)
-        each = columns.shape[1] * columns.element_size()
+        each = max(columns.shape[1], rows) * columns.element_size()
         # The result stands twice: as rows, and as the columns that the caller gets.
         left = self._allowed(columns.device) - 2 * len(columns) * each
         return max(1, min(len(columns), left // (2 * _COPIES * each)))
@@ -122,8 +128,7 @@ class Keeper:
         data_is_held: bool,
         can_split: bool,
         columns: Tensor,
-        blocks: Callable[[Tensor], Blocks],
-        add: Callable[[int, int, Blocks], None],
+        ends: Ends,
     ) -> None:
         """Multiply every batch with every column.
 
@@ -133,10 +138,8 @@ class Keeper:
             num_batches: How many there are.
             data_is_held: Whether the batches stay in memory whatever is kept.
             can_split: Whether a batch is the sum of its parts, so that a scarce budget may cut it.
-            columns: Vectors ``[K, P]``.
-            blocks: Splits ``[P]`` or ``[c, P]`` into one tensor per parameter.
-            add: Called with a range of columns and their product; where the range holds more
-                than one, the product's tensors have a leading axis.
+            columns: Vectors ``[K, n]``.
+            ends: What a batch takes of them, and where its products go.
         """
         start = time.perf_counter()
         constant = True
@@ -144,8 +147,9 @@ class Keeper:
         if not can_split or self.options.memory_budget is None:
             self._size = 0
         with closing(self._maps(params, batches, num_batches, columns)) as maps:
-            for batch, batch_map in maps:
-                self._multiply(batch, batch_map, columns, blocks, add)
+            for batch, batch_map, shape in maps:
+                ends.at(shape)
+                self._multiply(batch, batch_map, columns, ends)
                 constant = constant and batch_map.is_constant
                 del batch_map
         if constant:
@@ -161,7 +165,7 @@ class Keeper:
         batches: Iterable[Batch],
         num_batches: int,
         columns: Tensor,
-    ) -> Generator[tuple[Batch, BatchMap], None, None]:
+    ) -> Generator[tuple[Batch, BatchMap, torch.Size | None], None, None]:
         num_columns = len(columns)
         key = (
             None if self._streaming else state_of([*params.values(), *self._model.fixed().values()])
@@ -185,7 +189,7 @@ class Keeper:
             with self._model.at(kept.params) as predict:
                 for i, batch in enumerate(self._parts(batches, predict, kept.params)):
                     if i < prefix:
-                        yield batch, kept.maps[i]
+                        yield batch, kept.maps[i], kept.shapes[i]
                         continue
                     storing = keeping and not kept.complete
                     lin = Linearization(predict, self._loss, list(kept.params.values()), batch)
@@ -201,8 +205,9 @@ class Keeper:
                     batch_map = self._forms.build(lin, extras)
                     if storing:
                         self._store(kept, batch_map, lin, budget, stream)
+                    shape = self._product.shape(lin)
                     del lin, extras
-                    yield batch, batch_map
+                    yield batch, batch_map, shape
                     del batch_map
             kept.complete = True
         finally:
@@ -270,6 +275,7 @@ class Keeper:
             kept.complete = True
             return
         kept.maps.append(batch_map)
+        kept.shapes.append(self._product.shape(lin))
         kept.num_bytes += size
         kept.resume = stream.state()
 
@@ -305,7 +311,7 @@ class Keeper:
         probe = Linearization(lin.predict, self._loss, lin.params, lin.batch)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             chain = self._product.chain(probe, self._product.extras()(probe))
-            chain([torch.zeros_like(p) for p in probe.params])
+            chain([torch.zeros_like(t) for t in self._product.example(probe)])
         for t in self._shared(lin):
             sizes.pop(t.untyped_storage().data_ptr(), None)
         return sum(sizes.values())
@@ -323,12 +329,11 @@ class Keeper:
         batch: Batch,
         batch_map: BatchMap,
         columns: Tensor,
-        blocks: Callable[[Tensor], Blocks],
-        add: Callable[[int, int, Blocks], None],
+        ends: Ends,
     ) -> None:
         first = 0
         if isinstance(batch_map, GraphMap) and not batch_map.is_built:
-            add(0, 1, batch_map.one(blocks(columns[0])))
+            ends.add(0, 1, batch_map.one(ends.take(columns[0])))
             first = 1
         if first == len(columns):
             return
@@ -338,7 +343,7 @@ class Keeper:
             chunk = columns[first : first + width]
             if len(chunk) > 1:
                 try:
-                    add(first, len(chunk), batch_map.many(blocks(chunk)))
+                    ends.add(first, len(chunk), batch_map.many(ends.take(chunk)))
                 except (RuntimeError, NotImplementedError) as error:
                     if is_out_of_memory(error):
                         raise
@@ -346,7 +351,7 @@ class Keeper:
                     width = 1
                     continue
             else:
-                add(first, 1, batch_map.one(blocks(chunk[0])))
+                ends.add(first, 1, batch_map.one(ends.take(chunk[0])))
             first += len(chunk)
         if len(columns) > 1:
             synchronize(columns.device)

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor, nn
 
-from curvops.autodiff import Linearization, Params
+from curvops.autodiff import BlockMap, Linearization, Params, Product
 from curvops.operators.curvature import CurvatureLinearOperator, outputs_space
 from curvops.operators.linear import LinearOperator
 from curvops.risk import EmpiricalRisk
-from curvops.tensors import BlockSum, Space
+from curvops.tensors import Space
 
 
 class _WithoutLoss(CurvatureLinearOperator):
     """What the two Jacobians share: they are built from a model and data alone."""
+
+    _transposed: CurvatureLinearOperator | None = None
 
     def __init__(
         self,
         model_func: nn.Module | Callable[..., Any],
         params: Params,
         data: Iterable[Any],
-        **risk_options: Any,
+        **options: Any,
     ) -> None:
-        self._bind(EmpiricalRisk(model_func, None, params, data, **risk_options))
+        super().__init__(model_func, None, params, data, **options)
+
+    def _turned(self, kind: type[_WithoutLoss]) -> LinearOperator:
+        """Return the transpose, the same one every time: what it keeps serves later products."""
+        if self._transposed is None:
+            self._transposed = kind.from_risk(self.risk, **asdict(self._keeper.options))
+            self._transposed._transposed = self
+        return self._transposed
 
 
 class JacobianLinearOperator(_WithoutLoss):
@@ -37,7 +47,7 @@ class JacobianLinearOperator(_WithoutLoss):
         model_func: See :class:`~curvops.operators.curvature.CurvatureLinearOperator`.
         params: As there.
         data: As there; the targets are not used.
-        risk_options: Arguments of :class:`~curvops.risk.EmpiricalRisk`.
+        options: Further arguments, as there.
 
     Example:
         >>> import torch
@@ -52,19 +62,14 @@ class JacobianLinearOperator(_WithoutLoss):
     def _spaces(self, risk: EmpiricalRisk) -> tuple[Space, Space]:
         return risk.space, outputs_space(risk)
 
+    def _product(self) -> Product:
+        return Product(lambda lin, _: _along(lin), gives="predictions")
+
     def _matmat(self, X: Tensor) -> Tensor:
-        product = X.new_empty(self.shape[0], X.shape[1])
-
-        def visit(lin: Linearization) -> None:
-            rows = slice(lin.start, lin.start + lin.num_outputs)
-            for k in range(X.shape[1]):
-                product[rows, k] = lin.jvp(self.risk.blocks(X[:, k])).reshape(-1)
-
-        self.risk.for_each(visit)
-        return product
+        return self.risk.predictions_along(self._keeper, X, self.shape[0])
 
     def _adjoint(self) -> LinearOperator:
-        return TransposedJacobianLinearOperator.from_risk(self.risk)
+        return self._turned(TransposedJacobianLinearOperator)
 
 
 class TransposedJacobianLinearOperator(_WithoutLoss):
@@ -74,7 +79,7 @@ class TransposedJacobianLinearOperator(_WithoutLoss):
         model_func: See :class:`~curvops.operators.curvature.CurvatureLinearOperator`.
         params: As there.
         data: As there; the targets are not used.
-        risk_options: Arguments of :class:`~curvops.risk.EmpiricalRisk`.
+        options: Further arguments, as there.
 
     Example:
         >>> import torch
@@ -88,17 +93,19 @@ class TransposedJacobianLinearOperator(_WithoutLoss):
     def _spaces(self, risk: EmpiricalRisk) -> tuple[Space, Space]:
         return outputs_space(risk), risk.space
 
+    def _product(self) -> Product:
+        return Product(lambda lin, _: _back(lin), takes="predictions")
+
     def _matmat(self, X: Tensor) -> Tensor:
-        columns = X.T.contiguous()
-        total = BlockSum(self.out_space, X.new_empty(X.shape[1], self.shape[0]))
-
-        def visit(lin: Linearization) -> None:
-            rows = slice(lin.start, lin.start + lin.num_outputs)
-            for k, u in enumerate(columns):
-                total.add(k, 1, lin.vjp(u[rows].reshape(lin.prediction.shape)))
-
-        self.risk.for_each(visit)
-        return total.value.T.contiguous()
+        return self.risk.pulled_back(self._keeper, X)
 
     def _adjoint(self) -> LinearOperator:
-        return JacobianLinearOperator.from_risk(self.risk)
+        return self._turned(JacobianLinearOperator)
+
+
+def _along(lin: Linearization) -> BlockMap:
+    return lambda v: [lin.jvp(v)]
+
+
+def _back(lin: Linearization) -> BlockMap:
+    return lambda u: lin.vjp(u[0])
