@@ -117,6 +117,11 @@ class KrylovBasis:
         return self.size >= self._products.dim
 
     @property
+    def is_clean(self) -> bool:
+        """Whether all vectors are orthonormal to rounding, so that looking at them is cheap."""
+        return self._clean >= self.size + self.block and self._settled >= self.size
+
+    @property
     def rounding(self) -> float:
         """What products and small residuals that were dropped may add to any residual."""
         each: float = 4 * self.eps * self.scale * math.sqrt(1 + self._restarts)

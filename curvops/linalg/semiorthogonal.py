@@ -20,6 +20,12 @@ _NEARLY = 0.01
 
 _PASSES = 5
 
+_CAUTION = 10.0
+"""How many times what was lost is predicted the next time."""
+
+_LEAST = 0.01
+"""What is predicted at least of what is possible."""
+
 
 def restore(X: Tensor, clean: int) -> tuple[Tensor, Tensor]:
     """Make rows orthonormal in place, of which the first are already and the rest nearly are.
@@ -63,18 +69,20 @@ class Drift:
     """
 
     def __init__(self, eps: float) -> None:
-        self._noise = 10 * eps
+        self._noise, self._share = 10 * eps, 1.0
         self._before = self._now = self._beta = 0.0
 
     def clear(self, seen: float = 0.0) -> None:
         """Begin again with vectors that are orthonormal but for rounding.
 
         Args:
-            seen: What was lost in truth. Where it is more than was predicted, products have more
-                noise than they say, and more is predicted from now on.
+            seen: What was lost in truth, from which the noise is learnt: at once where products
+                have more than they say, and with caution where there is less than it seemed.
         """
-        if seen > self._now > 0:
-            self._noise *= seen / self._now
+        if seen > 0 < self._now:
+            ratio = _CAUTION * seen / self._now
+            share = self._share * (ratio if ratio > 1 else ratio**0.25)
+            self._share = max(share, _LEAST)
         self._before = self._now = 0.0
 
     def ahead(self, beta: float, scale: float, extra: float = 0.0) -> float:
@@ -87,7 +95,7 @@ class Drift:
         """
         if not beta > 0:
             return math.inf
-        noise = max(self._noise, extra)
+        noise = self._share * max(self._noise, extra)
         return (scale * (self._now + noise) + self._beta * self._before) / beta
 
     def step(self, beta: float, scale: float, extra: float = 0.0) -> None:

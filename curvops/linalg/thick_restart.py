@@ -33,6 +33,9 @@ KEPT = 0.6
 LOOKS = 12
 """How often convergence is looked at while the basis grows e-fold, at least about."""
 
+EARLY = 2
+"""How many steps before a look is due one is taken that costs next to nothing."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -145,7 +148,8 @@ class ThickRestart:
             if basis.block:
                 basis.expand()
                 self._steps += 1
-            if basis.size >= min(self._due, task.ncv) or not basis.block:
+            early = EARLY if basis.is_clean else 0
+            if basis.size >= min(self._due - early, task.ncv) or not basis.block:
                 ritz = basis.ritz()
                 excess = self._excess(ritz)
                 if excess <= 1:

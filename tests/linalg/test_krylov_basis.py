@@ -12,6 +12,7 @@ from curvops.linalg import krylov_basis
 from curvops.linalg.krylov_basis import KrylovBasis
 from curvops.linalg.matrix import Products
 from curvops.linalg.probes import Probes
+from curvops.linalg.semiorthogonal import Drift
 from curvops.linalg.wanted import margin, prominence, wanted
 
 DIM = 80
@@ -224,6 +225,29 @@ def test_what_has_no_room_stays_aside() -> None:
     assert (basis.size, basis.block) == (20, 4)
     assert len(basis._P)
     check(A, basis)
+
+
+def test_what_was_seen_to_be_lost_is_predicted_with_caution() -> None:
+    drift = Drift(1e-7)
+
+    def said(seen: float) -> float:
+        drift.step(1.0, 10.0)
+        drift.step(1.0, 10.0)
+        before = drift._now
+        drift.clear(seen)
+        return before
+
+    first = said(seen=1e-7)
+    assert first == pytest.approx(10 * (10 * 1e-6 + 1e-6))
+    assert first > said(seen=1e-7) > 1e-6  # less than it seemed: a little at a time
+    for _ in range(20):
+        said(seen=1e-7)
+    assert said(seen=1e-7) == pytest.approx(1e-6, rel=0.1)
+    said(seen=1e-3)  # more than it seemed: at once
+    assert said(seen=0.0) == pytest.approx(1e-2, rel=0.1)
+    for _ in range(50):
+        said(seen=1e-12)
+    assert said(seen=0.0) == pytest.approx(0.01 * first)
 
 
 def test_dependent_directions_are_seen() -> None:
