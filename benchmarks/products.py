@@ -32,6 +32,9 @@ COLUMN_WAYS: dict[str, dict[str, Any]] = {
 }
 BLOCKS = (8, 32)
 
+WARM_UP = 3
+"""Products until full swing: the second may begin to keep, and to trace."""
+
 ANNOUNCED = 10_000
 """Products that ours is told to expect: a price in full swing is that of a long run."""
 
@@ -164,8 +167,6 @@ def group(options: Options, problem: Problem, entries: list[Entry]) -> list[Row]
 def checked(entry: Entry, x: Tensor, probe: list[int], exact: Tensor) -> tuple[Row, Product | None]:
     """Make an entry's product, warm it up and compare it with the truth.
 
-    Three products are made: the second may begin to keep, the third is the first in full swing.
-
     Returns:
         The row, with the error or the reason why there is none, and the product if it is right.
     """
@@ -174,7 +175,7 @@ def checked(entry: Entry, x: Tensor, probe: list[int], exact: Tensor) -> tuple[R
         return row, None
     try:
         product = entry.make()
-        for _ in range(3):
+        for _ in range(WARM_UP):
             result = product(x)
     except NotOfferedError as error:
         return replace(row, status="not offered", note=str(error)), None
@@ -189,9 +190,9 @@ def checked(entry: Entry, x: Tensor, probe: list[int], exact: Tensor) -> tuple[R
 
 
 def setup_rows(options: Options, name: str, problem: Problem) -> list[Row]:
-    """Time what comes before the first product: from the operator's construction to it.
+    """Time what comes before full swing: from the operator's construction to the third product.
 
-    The price of a product in full swing is taken off. Measured once per way and before
+    The price of three products in full swing is taken off. Measured once per way and before
     everything else, since what was traced may be remembered.
     """
     baseline = ours.gradient(problem)
@@ -215,14 +216,15 @@ def _setup(entry: Entry, x: Tensor, baseline: Callable[[], Any]) -> Summary:
 
     def start() -> None:
         made.append(entry.make())
-        made[0](x)
+        for _ in range(WARM_UP):
+            made[0](x)
 
     with collected():
         seconds = duration(start)
         made[0](x)
         product = min(duration(_task(made[0], x)) for _ in range(3))
         unit = min(duration(baseline) for _ in range(5))
-    return summarize([max(seconds - product, 0.0) / unit], [seconds])
+    return summarize([max(seconds - WARM_UP * product, 0.0) / unit], [seconds])
 
 
 def _task(product: Product, x: Tensor) -> Callable[[], Any]:

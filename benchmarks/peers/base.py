@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from torch import Tensor
@@ -27,7 +27,7 @@ class Eigenpairs:
         values: ``[k]``.
         vectors: ``[P, k]``.
         settings: How the solver was called, in a few words.
-        seconds: The time to charge, probes included, where it is not that of the whole call.
+        seconds: The time to charge, where it is not that of the whole call.
     """
 
     values: Tensor
@@ -38,36 +38,25 @@ class Eigenpairs:
 
 @dataclass
 class Budget:
-    """Counts products, and times the baseline between them.
-
-    A solver that has used up its budget is stopped by an exception.
+    """Counts products, and stops a solver that has used up its budget by an exception.
 
     Attributes:
         products: How many are allowed.
-        probe: Times one baseline, in seconds; called at every :data:`PROBE_EVERY`-th product.
         used: How many products were made.
-        probes: What the baseline took.
     """
 
     products: int
-    probe: Callable[[], float] | None = None
     used: int = 0
-    probes: list[float] = field(default_factory=list)
 
     def spend(self) -> None:
         """Count one product."""
         if self.used >= self.products:
             raise BudgetExceededError(f"no convergence within {self.products} products")
-        if self.probe is not None and self.used % PROBE_EVERY == 0:
-            self.probes.append(self.probe())
         self.used += 1
 
     def restart(self) -> None:
         """Forget what was spent."""
-        self.used, self.probes = 0, []
-
-
-PROBE_EVERY = 8
+        self.used = 0
 
 
 class BudgetExceededError(Exception):

@@ -26,11 +26,10 @@ def test_the_solver_finds_the_largest_and_counts_its_products() -> None:
         made.append(1)
         return values * v
 
-    budget = Budget(500, probe=lambda: 0.0)
+    budget = Budget(500)
     found = eigsh(product, diagonal(), 3, 1e-4, budget)
     torch.testing.assert_close(found.values, torch.tensor([28.0, 29.0, 30.0]), rtol=1e-4, atol=0)
     assert budget.used == len(made)
-    assert len(budget.probes) >= budget.used // 8
 
 
 def test_a_solver_is_stopped_at_its_budget() -> None:
