@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._functorch.compile_utils import fx_graph_cse
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from curvops.autodiff.fusion import depending, fix_factors, fuse
 from curvops.autodiff.linearization import Blocks
 from curvops.autodiff.memory import is_out_of_memory
+from curvops.autodiff.merging import merge_equal
 from curvops.autodiff.zeros import VIEWS, fold_zeros
 
 _aten = torch.ops.aten
@@ -98,7 +98,8 @@ def trace(
             functionalize(graph_module), tracing_mode="fake", _allow_non_fake_inputs=True
         )(*arguments)
         _forward_copies(graph_module.graph)
-    graph = fx_graph_cse(graph_module.graph)
+    graph = graph_module.graph
+    merge_equal(graph)
     fold_zeros(graph)
     fix_factors(graph, len(vector))
     graph.eliminate_dead_code()
@@ -235,9 +236,9 @@ class _Block:
             if is_out_of_memory(error):
                 raise
             return self._vectorised
-        graph = fx_graph_cse(module.graph)
-        fuse(graph)
-        return fx.GraphModule(module, graph)
+        merge_equal(module.graph)
+        fuse(module.graph)
+        return fx.GraphModule(module, module.graph)
 
 
 def _move_cut(crossing: list[fx.Node]) -> tuple[list[fx.Node], set[fx.Node]]:
