@@ -79,7 +79,7 @@ class Drift:
             seen: What was lost in truth, from which the noise is learnt: at once where products
                 have more than they say, and with caution where there is less than it seemed.
         """
-        if seen > 0 < self._now:
+        if seen > 0 and self._now > 0:
             ratio = _CAUTION * seen / self._now
             share = self._share * (ratio if ratio > 1 else ratio**0.25)
             self._share = max(share, _LEAST)
