@@ -116,7 +116,7 @@ def _products(rows: Sequence[Row]) -> Iterator[str]:
     yield leads_table(rows, names).markdown() + "\n"
     yield "### Every way\n"
     yield (
-        f"Gradients per vector. *auto* expects {products.ANNOUNCED:,} products: where it traces, "
+        f"Gradients per vector. *auto* expects {products.LONG_RUN:,} products: where it traces, "
         "it also compiles if that is measured to be faster, at the price that the set-up shows.\n"
     )
     yield report.products(rows).markdown() + "\n"

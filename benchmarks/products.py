@@ -35,7 +35,7 @@ BLOCKS = (8, 32)
 WARM_UP = 3
 """Products until full swing: the second may begin to keep, and to trace."""
 
-ANNOUNCED = 10_000
+LONG_RUN = 10_000
 """Products that ours is told to expect: a price in full swing is that of a long run."""
 
 # A block of columns that a library differentiates all at once, without chunks, multiplies the
@@ -114,7 +114,7 @@ def _ours(row: Row, problem: Problem, knobs: dict[str, Any]) -> Entry:
     held: list[Any] = []
 
     def make() -> Product:
-        held.append(ours.prepared(problem, row.quantity, ANNOUNCED, **knobs))
+        held.append(ours.prepared(problem, row.quantity, LONG_RUN, **knobs))
         return lambda v: held[0] @ v
 
     def free() -> None:

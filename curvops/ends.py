@@ -53,16 +53,10 @@ class ParameterSums:
         return self._sum.value
 
 
-class PredictionRows:
-    """Vectors or products of the predictions' shape, stacked over the batches.
+class _Predictions:
+    """The rows of one batch after the other among those of all predictions."""
 
-    Args:
-        value: What products are written to, ``[K, N·C]``; vectors need none.
-    """
-
-    def __init__(self, value: Tensor | None = None) -> None:
-        self.value = value
-        self._rows, self._shape = slice(0, 0), torch.Size()
+    _rows, _shape = slice(0, 0), torch.Size()
 
     def at(self, shape: torch.Size | None) -> None:
         """Go to the next batch, whose predictions have this shape."""
@@ -70,13 +64,27 @@ class PredictionRows:
         start = self._rows.stop
         self._rows, self._shape = slice(start, start + shape.numel()), shape
 
+
+class PredictionVectors(_Predictions):
+    """Vectors of the predictions' shape: every batch takes its rows."""
+
     def take(self, columns: Tensor) -> Blocks:
         """Return the batch's rows of ``[N·C]`` or ``[c, N·C]``, in the predictions' shape."""
         return [columns[..., self._rows].reshape(*columns.shape[:-1], *self._shape)]
 
+
+class PredictionRows(_Predictions):
+    """Products of the predictions' shape, stacked over the batches.
+
+    Args:
+        value: What they are written to, ``[K, N·C]``.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
     def add(self, first: int, count: int, product: Blocks) -> None:
         """Write the batch's rows of some columns."""
-        assert self.value is not None
         self.value[first : first + count, self._rows] = product[0].reshape(count, -1)
 
 
@@ -89,7 +97,7 @@ class Between:
         target: Where products go.
     """
 
-    source: ParameterVectors | PredictionRows
+    source: ParameterVectors | PredictionVectors
     target: ParameterSums | PredictionRows
 
     def at(self, shape: torch.Size | None) -> None:

@@ -30,7 +30,13 @@ from curvops.autodiff.ensemble import Ensemble
 from curvops.autodiff.evaluation import Differentiation, Evaluation, Quantity
 from curvops.autodiff.points import Points
 from curvops.data import Batch, BatchStream
-from curvops.ends import Between, ParameterSums, ParameterVectors, PredictionRows
+from curvops.ends import (
+    Between,
+    ParameterSums,
+    ParameterVectors,
+    PredictionRows,
+    PredictionVectors,
+)
 from curvops.errors import InputError, refuse_constant
 from curvops.losses import Loss
 from curvops.rng import PrivateRNG, preserved_rng
@@ -254,7 +260,7 @@ class Passes:
         """
 
         def ends(vectors: Tensor) -> Between:
-            return Between(PredictionRows(), ParameterSums(self.space, vectors))
+            return Between(PredictionVectors(), ParameterSums(self.space, vectors))
 
         return self._multiply(keeper, columns, self.space.dim, ends)
 
@@ -296,9 +302,7 @@ class Passes:
                 vectors,
                 ends,
             )
-        value = ends.target.value
-        assert value is not None
-        return value.T
+        return ends.target.value.T
 
     def squared_pullbacks(
         self, roots: Callable[[Tensor, Any], Iterable[tuple[Tensor, Tensor | None]]]

@@ -203,9 +203,9 @@ class Keeper:
                     if trial and i == 0:
                         self._choose(lin, extras, num_batches, budget if keeping else None)
                     batch_map = self._forms.build(lin, extras)
-                    if storing:
-                        self._store(kept, batch_map, lin, budget, stream)
                     shape = self._product.shape(lin)
+                    if storing:
+                        self._store(kept, batch_map, shape, lin, budget, stream)
                     del lin, extras
                     yield batch, batch_map, shape
                     del batch_map
@@ -259,6 +259,7 @@ class Keeper:
         self,
         kept: _Kept,
         batch_map: BatchMap,
+        shape: torch.Size | None,
         lin: Linearization,
         budget: int,
         stream: ExtraStream,
@@ -275,7 +276,7 @@ class Keeper:
             kept.complete = True
             return
         kept.maps.append(batch_map)
-        kept.shapes.append(self._product.shape(lin))
+        kept.shapes.append(shape)
         kept.num_bytes += size
         kept.resume = stream.state()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -63,7 +63,10 @@ class JacobianLinearOperator(_WithoutLoss):
         return risk.space, outputs_space(risk)
 
     def _product(self) -> Product:
-        return Product(lambda lin, _: _along(lin), gives="predictions")
+        return Product(self._chain, gives="predictions")
+
+    def _chain(self, lin: Linearization, extras: Sequence[Tensor]) -> BlockMap:
+        return lambda v: [lin.jvp(v)]
 
     def _matmat(self, X: Tensor) -> Tensor:
         return self.risk.predictions_along(self._keeper, X, self.shape[0])
@@ -94,18 +97,13 @@ class TransposedJacobianLinearOperator(_WithoutLoss):
         return outputs_space(risk), risk.space
 
     def _product(self) -> Product:
-        return Product(lambda lin, _: _back(lin), takes="predictions")
+        return Product(self._chain, takes="predictions")
+
+    def _chain(self, lin: Linearization, extras: Sequence[Tensor]) -> BlockMap:
+        return lambda u: lin.vjp(*u)
 
     def _matmat(self, X: Tensor) -> Tensor:
         return self.risk.pulled_back(self._keeper, X)
 
     def _adjoint(self) -> LinearOperator:
         return self._turned(JacobianLinearOperator)
-
-
-def _along(lin: Linearization) -> BlockMap:
-    return lambda v: [lin.jvp(v)]
-
-
-def _back(lin: Linearization) -> BlockMap:
-    return lambda u: lin.vjp(u[0])
