@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from curvops.autodiff.memory import reuse_freed_memory
 from curvops.errors import InputError
 
 Forward = Callable[[Any, Any], Tensor]
@@ -36,6 +37,7 @@ class FunctionalModel:
         forward: Forward | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
+        reuse_freed_memory()
         self.module = model if isinstance(model, nn.Module) else None
         self._callable = model
         self._forward = forward

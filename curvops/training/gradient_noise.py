@@ -27,6 +27,7 @@ from curvops.errors import InputError
 from curvops.training.individual import Batch, Request, Rows, Statistics, sampled_rows
 from curvops.training.quantity import Every, Measured, Quantity, Setting
 from curvops.training.run import plain_fields
+from curvops.training.scatter import scatter
 
 COORDINATES = 1 << 13
 """Parameters whose signal-to-noise ratio is averaged, by default."""
@@ -197,7 +198,7 @@ def noise_of(squared_norms: Tensor, inner: Tensor) -> dict[str, Any]:
         found["trace_stderr"] = _jackknife(traces)
     if square == 0.0:
         return {**found, "status": "zero_gradient"}
-    spread = float(along.var(ddof=1)) / (size * square**2)
+    spread = scatter(along) / (size * (size - 1) * square**2)
     whole = trace / (size * square)
     found |= {
         "noise_scale": trace / square,
@@ -217,7 +218,7 @@ _NUMBERS = (
 
 
 def _jackknife(replicates: NDArray[np.float64]) -> float:
-    return math.sqrt((len(replicates) - 1) * float(replicates.var()))
+    return math.sqrt((len(replicates) - 1) / len(replicates) * scatter(replicates))
 
 
 class SignalToNoise:
@@ -235,11 +236,15 @@ class SignalToNoise:
 
     def __init__(self, shapes: Sequence[torch.Size], rows: Rows, eps: float) -> None:
         self.rows, self._shapes, self._eps = rows, shapes, eps
-        self._whole = [max(shape[0] if len(shape) else 1, 1) for shape in shapes]
-        self._seen = [n if r is None else len(r) for n, r in zip(self._whole, rows, strict=True)]
-        width = [max(shape.numel() // n, 1) for shape, n in zip(shapes, self._whole, strict=True)]
-        lengths = np.repeat(width, self._seen)
-        self._starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(lengths) else lengths
+        whole = np.array([max(shape[0] if len(shape) else 1, 1) for shape in shapes])
+        seen = np.array([n if r is None else len(r) for n, r in zip(whole, rows, strict=True)])
+        width = [max(shape.numel() // n, 1) for shape, n in zip(shapes, whole, strict=True)]
+        self._of_row, self._of_tensor = _starts(np.repeat(width, seen)), _starts(seen)
+        self._seen, self._raise = seen, whole / seen
+        some = (seen > 1) & (seen < whole)
+        self._to_variance = np.where(
+            some, whole * (whole - seen) / (seen * np.maximum(seen - 1, 1)), 0.0
+        )
 
     def __call__(
         self, sums: Sequence[Tensor], squares: Sequence[Tensor], size: int
@@ -256,21 +261,16 @@ class SignalToNoise:
         spread = (q - size * mean_square) / (size - 1)
         noisy = spread > 16 * self._eps / size * q
         ratio = np.divide(mean_square, spread, out=np.zeros_like(spread), where=noisy)
-        by_row = np.add.reduceat(ratio, self._starts, dtype=np.float64)
-        counts = np.add.reduceat(noisy, self._starts, dtype=np.float64)
-        total = weight = variance = 0.0
-        first = 0
-        for whole, seen in zip(self._whole, self._seen, strict=True):
-            mine, count = by_row[first : first + seen], counts[first : first + seen]
-            first += seen
-            sum_, counted = float(mine.sum()), float(count.sum())
-            total += sum_ * whole / seen
-            weight += counted * whole / seen
-            if 1 < seen < whole and counted > 0:
-                scatter = float((mine - sum_ / counted * count).var(ddof=1))
-                variance += whole**2 * (1.0 - seen / whole) * scatter / seen
+        by_row, counts = (
+            np.add.reduceat(x, self._of_row, dtype=np.float64) for x in (ratio, noisy)
+        )
+        ratios, counted = (np.add.reduceat(x, self._of_tensor) for x in (by_row, counts))
+        total, weight = float(ratios @ self._raise), float(counted @ self._raise)
         if weight == 0.0:
             return None, 0.0
+        means = np.divide(ratios, counted, out=np.zeros_like(ratios), where=counted > 0)
+        rest = by_row - np.repeat(means, self._seen) * counts  # zero on average, in each tensor
+        variance = float(np.add.reduceat(rest * rest, self._of_tensor) @ self._to_variance)
         return total / weight, math.sqrt(variance) / weight
 
     def _flat(self, blocks: Sequence[Tensor]) -> NDArray[Any]:
@@ -279,3 +279,9 @@ class SignalToNoise:
             for b, r, shape in zip(blocks, self.rows, self._shapes, strict=True)
         ]
         return torch.cat([b.reshape(-1) for b in chosen]).numpy(force=True)
+
+
+def _starts(lengths: NDArray[Any]) -> NDArray[Any]:
+    """Return where runs of these lengths start."""
+    starts: NDArray[Any] = np.cumsum(lengths) - lengths
+    return starts
