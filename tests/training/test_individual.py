@@ -509,8 +509,10 @@ def test_windows_of_many_sizes_do_not_pile_up() -> None:
         (nn.Conv2d(5, 5, 3, groups=5), (5, 5, 6)),
         (nn.Conv3d(8, 8, 2), (8, 3, 4, 3)),
         (nn.Conv2d(3, 8, 3), (3, 5, 5)),
+        (nn.Conv2d(1, 12, 3), (1, 5, 6)),
+        (nn.Conv1d(2, 10, 3, groups=2), (2, 9)),
     ],
-    ids=["1d", "2d", "groups", "depthwise", "3d", "few channels"],
+    ids=["1d", "2d", "groups", "depthwise", "3d", "few channels", "turned", "turned groups"],
 )
 def test_gradients_of_convolutions_in_single_precision(conv: nn.Module, shape: tuple[int, ...]):
     """Single precision takes kernels of its own where channels come in eights."""

@@ -93,7 +93,7 @@ class ConvLayer(Layer):
 
     def _summed(self) -> Tensor:
         """Return the gradients of the bias ``[B, out]``."""
-        return self.delta.sum(tuple(range(2, self.delta.ndim)))
+        return self.delta.flatten(2).sum(2)  # three times as fast as a sum over several axes
 
     def _weight_gradients(self) -> Iterator[Tensor]:
         """Yield G_n in chunks ``[b, *weight.shape]``."""
@@ -109,14 +109,17 @@ class ConvLayer(Layer):
         if _blocked(x, weight, groups):
             return _by_groups(self._module, x, delta)
         # Windows are unfolded for a few data at a time, as many as stay in the cache.
-        found = x.new_empty(len(x) * groups, weight.shape[0] // groups, weight[0].numel())
+        outputs, inputs = weight.shape[0] // groups, weight[0].numel()
+        turned = inputs < outputs  # products are faster, up to twice, with their longer side last
+        shape = (inputs, outputs) if turned else (outputs, inputs)
+        found = x.new_empty(len(x) * groups, *shape)
         few = max(1, _WINDOWS_NUMEL // max(1, x[0].numel() * weight[0, 0].numel()))
         parts = zip(x.split(few), delta.split(few), found.split(few * groups), strict=True)
         for some, of_some, into in parts:
             a = rearrange(self._windows(self._module, some), "b (g i) t -> (b g) i t", g=groups)
             d = rearrange(of_some, "b (g o) ... -> (b g) o (...)", g=groups)
-            torch.bmm(d, a.mT, out=into)
-        return found
+            torch.bmm(*((a, d.mT) if turned else (d, a.mT)), out=into)
+        return found.mT if turned else found
 
     def _of_bias(self, measure: Callable[[Tensor, int], Tensor]) -> Tensor:
         if "bias" not in self.places:
