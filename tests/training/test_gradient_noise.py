@@ -130,6 +130,30 @@ def test_a_sample_of_parameters_has_the_error_it_claims() -> None:
     assert np.mean(claims) == pytest.approx(np.std(misses), rel=0.25)
 
 
+def test_the_error_of_a_sample_by_its_formula() -> None:
+    """Rows are clusters: M²(1 − m/M)s²/m of each tensor, s² that of the ratio's residuals."""
+    size, shapes = 16, [torch.Size([12, 3]), torch.Size([9]), torch.Size([4, 2])]
+    rows = [torch.tensor([0, 2, 5, 6, 11]), torch.tensor([1, 4, 8]), None]
+    sums = [randn(*shape, seed=i) * 3 for i, shape in enumerate(shapes)]
+    squares = [s.square() / size + (1 + s.abs()) for s in sums]
+    squares[0][2, 1] = sums[0][2, 1] ** 2 / size  # a parameter without noise is left out
+    total = weight = variance = 0.0
+    for s, q, chosen in zip(sums, squares, rows, strict=True):
+        noise = (q - s.square() / size) / (size - 1)
+        noisy = noise > 1e-12
+        ratio = torch.where(noisy, (s / size).square() / noise, 0.0).reshape(len(s), -1).sum(1)
+        count = noisy.reshape(len(s), -1).sum(1).double()
+        at = torch.arange(len(s)) if chosen is None else chosen
+        M, m = len(s), len(at)
+        total += float(ratio[at].sum()) * M / m
+        weight += float(count[at].sum()) * M / m
+        rest = ratio[at] - ratio[at].sum() / count[at].sum() * count[at]
+        variance += M**2 * (1 - m / M) * float(rest.var()) / m
+    value, error = SignalToNoise(shapes, rows, 1e-16)(sums, squares, size)
+    assert value == pytest.approx(total / weight, rel=1e-12)
+    assert error == pytest.approx(math.sqrt(variance) / weight, rel=1e-12)
+
+
 def test_default_sample_of_a_large_layer_is_near_the_whole() -> None:
     with seeded(0):
         model = nn.Sequential(nn.Linear(100, 400), nn.Tanh(), nn.Linear(400, 3)).double()

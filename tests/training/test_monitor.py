@@ -279,6 +279,22 @@ def test_alpha_is_its_definition(name: str, way: str, accumulate: int, alone: bo
     assert alphas == pytest.approx(expected, rel=1e-7)
 
 
+def test_variances_of_alpha_are_those_of_means() -> None:
+    """A mean over B data has the variance of one datum, unbiased, divided by B."""
+    model, data = mlp(), batches(2)
+    losses = []
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    monitor = watched(model, optimizer, [Alpha()])
+    for X, y in data:
+        losses.append(nn.functional.cross_entropy(model(X), y, reduction="none").detach())
+        with monitor.step(X, y):
+            nn.functional.cross_entropy(model(X), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = monitor.latest("alpha").values["variances"]
+    assert found[:2] == pytest.approx([float(f.var()) / len(f) for f in losses], rel=1e-10)
+
+
 @pytest.mark.parametrize("way", ["backpack", "functional"])
 def test_alpha_at_the_end_of_ones_own_batch(way: str) -> None:
     model, (X, y) = mlp(), batches(1)[0]
