@@ -37,7 +37,7 @@ class FunctionalModel:
         forward: Forward | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        reuse_freed_memory()
+        reuse_freed_memory()  # here, since every way to a product or a monitor makes one
         self.module = model if isinstance(model, nn.Module) else None
         self._callable = model
         self._forward = forward

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from curvops.errors import InputError
 from curvops.training.individual import Batch, Overwritten, Request, Statistics
+from curvops.training.mean_variance import variance_of_mean
 from curvops.training.quantity import Every, Measured, Quantity, Setting
-from curvops.training.scatter import scatter
 from curvops.training.step_size import StepSize, exact_step, fit_step
 from curvops.training.update import Update
 
@@ -187,5 +187,4 @@ def _end(losses: Tensor, slopes: Tensor) -> _End:
     size = len(f)
     if size < 2:
         return _End(float(f.mean()), float(g.mean()), None, None)
-    of_mean = 1.0 / (size * (size - 1))
-    return _End(float(f.mean()), float(g.mean()), scatter(f) * of_mean, scatter(g) * of_mean)
+    return _End(float(f.mean()), float(g.mean()), variance_of_mean(f), variance_of_mean(g))

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from curvops.errors import InputError
 from curvops.training.individual import Batch, Request, Rows, Statistics, sampled_rows
+from curvops.training.mean_variance import variance_of_mean
 from curvops.training.quantity import Every, Measured, Quantity, Setting
 from curvops.training.run import plain_fields
-from curvops.training.scatter import scatter
 
 COORDINATES = 1 << 13
 """Parameters whose signal-to-noise ratio is averaged, by default."""
@@ -198,7 +198,7 @@ def noise_of(squared_norms: Tensor, inner: Tensor) -> dict[str, Any]:
         found["trace_stderr"] = _jackknife(traces)
     if square == 0.0:
         return {**found, "status": "zero_gradient"}
-    spread = scatter(along) / (size * (size - 1) * square**2)
+    spread = variance_of_mean(along) / square**2
     whole = trace / (size * square)
     found |= {
         "noise_scale": trace / square,
@@ -218,7 +218,7 @@ _NUMBERS = (
 
 
 def _jackknife(replicates: NDArray[np.float64]) -> float:
-    return math.sqrt((len(replicates) - 1) / len(replicates) * scatter(replicates))
+    return (len(replicates) - 1) * math.sqrt(variance_of_mean(replicates))
 
 
 class SignalToNoise:

@@ -425,7 +425,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about the allocator of glibc")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc",
+    reason="only glibc's allocator is taught anything; others keep what is freed or not",
+)
 def test_freed_memory_is_used_again_without_page_faults() -> None:
     command = [sys.executable, "-c", _FAULTS]
     environment = _without_malloc_settings()

@@ -13,7 +13,10 @@ Moments = tuple[Tensor, Tensor]
 """Σ g_n and Σ g_n² of a parameter, at some of its rows."""
 
 CHUNK_NUMEL = 1 << 24
-"""Numbers of individual gradients that are alive at a time: 64 MiB of float32."""
+"""Numbers of individual gradients that are alive at a time: 64 MiB of float32.
+
+Their squares take as much again for a moment.
+"""
 
 
 class Layer(ABC):

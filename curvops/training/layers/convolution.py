@@ -118,7 +118,8 @@ class ConvLayer(Layer):
         for some, of_some, into in parts:
             a = rearrange(self._windows(self._module, some), "b (g i) t -> (b g) i t", g=groups)
             d = rearrange(of_some, "b (g o) ... -> (b g) o (...)", g=groups)
-            torch.bmm(*((a, d.mT) if turned else (d, a.mT)), out=into)
+            left, right = (a, d) if turned else (d, a)
+            torch.bmm(left, right.mT, out=into)
         return found.mT if turned else found
 
     def _of_bias(self, measure: Callable[[Tensor, int], Tensor]) -> Tensor:
