@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from curvops.autodiff.keeping import Columns, Keeping
 from curvops.errors import InputError
 from curvops.volume.spectral_form import SpectralForm
 
@@ -34,6 +35,7 @@ class Plan:
         batch_size: SGLD's mini-batches; None for the risk's own.
         preconditioner: Its name; ``"given"`` for a form.
         form: The curvature that was given to precondition with.
+        columns: How many chains go through the model together.
     """
 
     method: str
@@ -47,6 +49,7 @@ class Plan:
     batch_size: int | None
     preconditioner: str
     form: SpectralForm | None
+    columns: Columns
 
     @classmethod
     def of(
@@ -63,6 +66,7 @@ class Plan:
         inverse_temperature: float | None = None,
         batch_size: int | None = None,
         preconditioner: str | SpectralForm = "none",
+        columns: Columns = "auto",
     ) -> Plan:
         """Check the arguments, and fill in those that were left out.
 
@@ -93,6 +97,7 @@ class Plan:
             batch_size=_batch_size(batch_size, method),
             preconditioner=name,
             form=form,
+            columns=Keeping(columns=columns).columns,  # which raises if it is impossible
         )
 
     @property

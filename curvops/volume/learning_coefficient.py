@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from curvops.autodiff.keeping import Columns
 from curvops.errors import NonFiniteError
 from curvops.linalg.estimate import UnconvergedWarning
 from curvops.rng import as_seed
@@ -65,6 +66,7 @@ def local_learning_coefficient(
     batch_size: int | None = None,
     preconditioner: str | SpectralForm = "none",
     scope: Scope = None,
+    columns: Columns = "auto",
     seed: int | torch.Generator = 0,
     progress: bool = False,
 ) -> LearningCoefficient:
@@ -110,6 +112,11 @@ def local_learning_coefficient(
             frozen afterwards.
         scope: Globs over parameter names: what varies. The others are held, which gives the
             coefficient of a part of the network. All by default.
+        columns: How many chains go through the model together (see
+            :meth:`EmpiricalRisk.losses`). ``"auto"`` is the fastest, as measured. Each way rounds
+            in its own way, and chains amplify rounding until they take other moves: give
+            ``"loop"``, ``"vmap"`` or a number for the same draws in every process (in coordinates
+            from the Gauss–Newton matrix up to how its products were rounded).
         seed: An integer, or a generator. The global generator is not used.
         progress: Show a bar over the moves.
 
@@ -154,12 +161,15 @@ def local_learning_coefficient(
         inverse_temperature=inverse_temperature,
         batch_size=batch_size,
         preconditioner=preconditioner,
+        columns=columns,
     )
     generator = torch.Generator().manual_seed(as_seed(seed))
     moves, name = plan.num_moves, f"{num_chains} chains ({method})"
     bar = tqdm(total=moves, desc=name, unit="move", disable=not progress, leave=False)
     with evaluating(risk.model), bar:
-        posterior = LocalizedPosterior.of(risk, plan.inverse_temperature, plan.localization)
+        posterior = LocalizedPosterior.of(
+            risk, plan.inverse_temperature, plan.localization, plan.columns
+        )
         if not math.isfinite(float(posterior.loss)):
             raise NonFiniteError(
                 f"the loss at the risk's point is {float(posterior.loss)}; a learning coefficient "

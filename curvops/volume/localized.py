@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from curvops.autodiff.keeping import Columns
 from curvops.volume.moves import Points
 from curvops.volume.spectral_form import Root, SpectralForm
 
@@ -39,6 +40,7 @@ class LocalizedPosterior:
         weight: ``nβ Z / n``, what the risk is multiplied with.
         localization: ``γ``.
         frame: ``S``, the identity by default.
+        columns: How many points go through the model together.
     """
 
     risk: EmpiricalRisk
@@ -47,10 +49,15 @@ class LocalizedPosterior:
     weight: float
     localization: float
     frame: Root | None = None
+    columns: Columns = "auto"
 
     @classmethod
     def of(
-        cls, risk: EmpiricalRisk, inverse_temperature: float, localization: float
+        cls,
+        risk: EmpiricalRisk,
+        inverse_temperature: float,
+        localization: float,
+        columns: Columns = "auto",
     ) -> LocalizedPosterior:
         """Return the posterior at a risk's own point, which it evaluates."""
         return cls(
@@ -59,12 +66,15 @@ class LocalizedPosterior:
             loss=risk.loss().double(),
             weight=inverse_temperature * risk.normalizer / risk.num_data,
             localization=localization,
+            columns=columns,
         )
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-densities ``[M]`` and gradients ``[M, P]`` at points z ``[M, P]``."""
         offset = self.offset(z)
-        losses, gradients = self.risk.losses_and_gradients((self.center + offset).T)
+        losses, gradients = self.risk.losses_and_gradients(
+            (self.center + offset).T, columns=self.columns
+        )
         assert isinstance(gradients, Tensor)  # in the format of the points
         value = -self.weight * (losses.double() - self.loss) - self._pull(offset)
         gradient = -self.weight * gradients.T - self.localization * offset

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from curvops import EmpiricalRisk
+from curvops.autodiff.ensemble import Ensemble
 from curvops.errors import (
     DivergenceError,
     InputError,
@@ -47,7 +48,7 @@ class Quadratic:
     def loss(self) -> Tensor:
         return torch.zeros((), dtype=self.dtype)
 
-    def losses_and_gradients(self, thetas: Tensor) -> tuple[Tensor, Tensor]:
+    def losses_and_gradients(self, thetas: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
         gradients = self.curvatures.unsqueeze(1) * thetas
         return 0.5 * (thetas * gradients).sum(0), gradients
 
@@ -296,6 +297,25 @@ def test_rmsprop_evens_out_scales(method: str) -> None:
     plain = quietly(risk, **options)
     assert result.ess > 1.5 * plain.ess
     assert not plain.converged
+
+
+@pytest.mark.parametrize("method", ["hmc", "sgld"])
+def test_columns_go_to_every_evaluation(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fixed by hand is not measured, so that rounding cannot send chains elsewhere."""
+    risk, _ = regression()
+    monkeypatch.setattr(Ensemble, "_seconds", lambda *_: pytest.fail("a choice was measured"))
+    options: dict[str, Any] = {
+        "method": method,
+        "num_chains": 4,
+        "num_draws": 10,
+        "num_burnin": 20 if method == "hmc" else 80,
+        "num_leapfrog": 2,
+    }
+    for columns in ("loop", "vmap", 3):
+        first, second = (quietly(risk, columns=columns, **options) for _ in range(2))
+        assert torch.equal(first.samples, second.samples)
+    with pytest.raises(InputError, match="columns must be"):
+        quietly(risk, columns="all")
 
 
 @pytest.mark.parametrize("preconditioner", ["none", "diagonal", "lowrank", "dense", "given"])

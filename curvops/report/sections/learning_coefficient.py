@@ -112,6 +112,7 @@ def _options(context: Context, size: _Size) -> dict[str, Any]:
         "num_burnin": size.num_burnin,
         "num_leapfrog": size.num_leapfrog,
         "preconditioner": "lowrank" if is_worth_it else "none",
+        "columns": "loop",  # so that the call draws the same chains again, in any process
         "seed": context.options.seed,
     }
 
@@ -120,11 +121,11 @@ def _watched(context: Context, task: Task) -> EmpiricalRisk:
     """Return the risk, whose gradients show progress and stop when the budget is spent."""
     risk, done = copy.copy(context.risk), 0
 
-    def losses_and_gradients(thetas: Tensor) -> Any:
+    def losses_and_gradients(thetas: Tensor, **options: Any) -> Any:
         nonlocal done
         done += thetas.shape[1]
         context.tick(done, None, "gradients")
-        return context.risk.losses_and_gradients(thetas)
+        return context.risk.losses_and_gradients(thetas, **options)
 
     risk.losses_and_gradients = losses_and_gradients  # type: ignore[method-assign, assignment]
     return risk
