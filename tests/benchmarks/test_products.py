@@ -53,6 +53,17 @@ def test_only_what_agrees_is_timed() -> None:
     assert (fails.status, fails.note) == ("fails", "RuntimeError: no such derivative")
 
 
+def test_of_very_wide_blocks_only_the_automatic_way_is_timed() -> None:
+    found = [entry.row for entry in products.block_entries("resnet18", problem(), 32)]
+    assert [(row.variant, row.status) for row in found] == [
+        ("auto", "measured"),
+        ("vmap", "not run"),
+        ("loop", "not run"),
+    ]
+    found = [entry.row for entry in products.block_entries("mlp", problem(), 32)]
+    assert {row.status for row in found} == {"measured"}
+
+
 def test_all_entries_may_be_wrong() -> None:
     (row,) = products.group(OPTIONS, problem(), [entry("wrong", lambda v: 0 * v)])
     assert row.status == "disagrees"
