@@ -5,21 +5,23 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+import re
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import curvops
-from benchmarks.peers import PEERS
+
+BESIDE = ("torch", "numpy", "scipy", "backpack-for-pytorch")
+"""What ours runs on."""
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
     """Return versions, processor, threads and date as plain Python."""
-    packages = ["torch", "numpy", "scipy", *dict.fromkeys(p.distribution for p in PEERS.values())]
     versions = {"curvops": curvops.__version__, "python": platform.python_version()}
-    versions.update((package, _version(package)) for package in packages)
+    versions.update((package, _version(package)) for package in (*BESIDE, *peers()))
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "cpu": cpu(),
@@ -29,6 +31,12 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "system": platform.system(),
         "versions": versions,
     }
+
+
+def peers() -> list[str]:
+    """Return the packages of the ``bench`` extra, by name."""
+    found = [line.partition(";") for line in requires("curvops") or []]
+    return [re.split(r"[^\w.-]", name)[0] for name, _, marker in found if "bench" in marker]
 
 
 def load() -> float | None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.environment import environment
+from benchmarks.peers import PEERS
 from benchmarks.results import Result, Row, find, select
 from benchmarks.timing import Summary
 
@@ -15,6 +17,15 @@ OTHER = Row("cnn", "Hessian", "curvlinops", status="disagrees", note="relative e
 
 def run(*rows: Row) -> Result:
     return Result("products", ENVIRONMENT, {"quick": False}, list(rows))
+
+
+def test_the_versions_of_all_peers_are_told() -> None:
+    """Those of the ``bench`` extra: cockpit and loss-landscapes are peers of one benchmark each."""
+    versions = environment()["versions"]
+    assert {peer.distribution for peer in PEERS.values()} < set(versions)
+    assert {"torch", "backpack-for-pytorch", "cockpit-for-pytorch", "loss-landscapes"} < set(
+        versions
+    )
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
