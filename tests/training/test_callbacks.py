@@ -279,6 +279,7 @@ def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.Monkey
 # --------------------------------------------------------------------- the libraries themselves
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # lightning calls what torch drops
 @pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason=f"lightning: {SKIP}")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_in_lightning_itself(accumulate: int) -> None:
