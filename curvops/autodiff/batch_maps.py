@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.func import grad, jvp, vmap
 
 from curvops.autodiff.linearization import Blocks, Linearization
@@ -165,8 +166,7 @@ class Tracer:
         fixed = self._model.fixed().values()
         inputs = [*params, *fixed, *tensors_of((batch.X, batch.y)), *extras]
         if shape not in self._traced:
-            vector = self._product.example(lin)
-            self._traced[shape] = self._trace(batch, inputs, vector, len(extras))
+            self._traced[shape] = self._trace(lin, inputs, extras)
         key = (self.lean, self.compiled, *shape)
         if key not in self._splits:
             self._splits[key] = self._split(self._traced[shape])
@@ -181,16 +181,40 @@ class Tracer:
         return replace(halves, tangent=one, block=block)
 
     def _trace(
-        self, batch: Batch, inputs: list[Tensor], vector: Blocks, num_extras: int
+        self, lin: Linearization, inputs: list[Tensor], extras: Sequence[Tensor]
     ) -> TracedProduct:
+        vector = self._product.example(lin)
         try:
-            return trace(self._function(batch, num_extras, True), inputs, vector)
+            traced = trace(self._function(lin.batch, len(extras), True), inputs, vector)
+            if self._is_right(traced, lin, inputs, extras):
+                return traced
         except TRACE_ERRORS as error:
             if is_out_of_memory(error):
                 raise
-            # Forward mode does not reach everything (checkpointing, some kernels); reverse
-            # over reverse does, or fails for good.
-            return trace(self._function(batch, num_extras, False), inputs, vector)
+        # Forward mode does not reach everything (checkpointing, some kernels), and torch's goes
+        # through torch.no_grad; reverse over reverse does what autograd does, or fails for good.
+        return trace(self._function(lin.batch, len(extras), False), inputs, vector)
+
+    def _is_right(
+        self,
+        traced: TracedProduct,
+        lin: Linearization,
+        inputs: list[Tensor],
+        extras: Sequence[Tensor],
+    ) -> bool:
+        """Compare a product with autograd's own, on a random vector."""
+        generator = torch.Generator().manual_seed(0)
+        example = self._product.example(lin)
+        v = [torch.randn(t.shape, generator=generator).to(t) for t in example]
+        own = Linearization(lin.predict, self._loss, lin.params, lin.batch)
+        with torch.enable_grad():
+            expected = self._product.chain(own, extras)(v)
+        del own
+        with torch.no_grad():
+            found = fx.GraphModule(traced.root, traced.graph)(*inputs, *v)
+        gap = _norm([a - b for a, b in zip(found, expected, strict=True)])
+        tolerance = min(1e3 * max(torch.finfo(t.dtype).eps for t in expected), 0.1)
+        return not gap > tolerance * _norm(expected)  # what is NaN is NaN in any form
 
     def _function(self, batch: Batch, num_extras: int, forward: bool) -> Callable[..., Blocks]:
         model, names, fixed_names = self._model, self._names, list(self._model.fixed())
@@ -215,6 +239,10 @@ class Tracer:
                 return self._product.chain(lin, extras)(vector)
 
         return product
+
+
+def _norm(blocks: Blocks) -> float:
+    return math.hypot(*(float(t.detach().double().norm()) for t in blocks))
 
 
 def _signature(batch: Batch) -> tuple[Any, ...]:

@@ -312,6 +312,36 @@ def test_losses_without_a_second_forward_derivative_of_their_own(form: str) -> N
         assert_same(product / product.norm(), expected / expected.norm())
 
 
+class _Gated(nn.Module):
+    """Part of the forward pass is constant to autograd; torch's forward mode goes through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        with torch.no_grad():
+            gate = h * h - h
+        return self.last(h + gate)
+
+
+@pytest.mark.parametrize("form", problems.FORMS)
+def test_what_autograd_holds_constant_stays_constant(form: str) -> None:
+    with cases.seeded(0):
+        model = _Gated().double()
+    params, loss = list(model.parameters()), nn.CrossEntropyLoss()
+    X, y = cases.randn(6, 3, seed=1), cases.randint(3, 6, seed=2)
+    gradient = torch.autograd.grad(loss(model(X), y), params, create_graph=True)
+    rows = [
+        torch.autograd.grad(g, params, retain_graph=True, materialize_grads=True)
+        for g in torch.cat([g.reshape(-1) for g in gradient])
+    ]
+    hessian = torch.stack([torch.cat([b.reshape(-1) for b in row]) for row in rows])
+    operator = HessianLinearOperator(model, loss, model, [(X, y)], keep=form)
+    assert_same(operator.to_dense(), hessian)
+
+
 # What cannot be differentiated --------------------------------------------------------------
 
 
