@@ -39,14 +39,15 @@ class Alpha(Quantity):
     value of step ``n`` is known when the mini-batch ``n + 1`` has been differentiated.
 
     Cost: no pass over the data with BackPACK, at most two products of the layers' inputs with the
-    step; otherwise two derivatives of the individual losses along the step, each about two
-    forward passes. A copy of the parameters.
+    step; otherwise two derivatives of the individual losses along the step, each about two to
+    four plain steps, or individual gradients where layers draw at random. A copy of the
+    parameters.
 
     Args:
         every: Measure the steps 0, ``every``, 2 ``every``, ...
         end: Where f(t) and f'(t) come from: ``"next"``, the next mini-batch, or ``"own"``, the
-            mini-batch of the step again, which costs some three forward passes and leaves out
-            what differs between mini-batches.
+            mini-batch of the step again, which costs a forward pass and another derivative, and
+            leaves out what differs between mini-batches.
 
     Raises:
         InputError: If an argument is impossible.
@@ -93,6 +94,8 @@ class Alpha(Quantity):
         if self._open is None:
             return
         (update, start), self._open = self._open, None
+        if update.step != step - 1:  # the mini-batch where it ended had no individual gradients
+            return
         end = _end(batch.losses, found.projections[0] / update.unit)
         yield Measured(update.step, self._fit(start, end, update.length))
 

@@ -49,6 +49,9 @@ _BY_BATCH_GRAD = (
     nn.LSTM,
 )
 
+_NAMES = {"weight", "bias", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"}
+"""Parameters that these layers have; others come with what recomputes them, such as pruning."""
+
 _PARALLEL = {torch.float32: 1e-4, torch.float64: 1e-8}
 """How far from parallel the user's gradient at the prediction may be (1 − cos²), by dtype."""
 
@@ -74,6 +77,9 @@ def _unsupported_layer(module: nn.Module) -> str | None:
     kind = type(module)  # a subclass may do anything
     if kind not in _BY_FACTORS + _BY_BATCH_GRAD:
         return f"is {kind.__name__}, which BackPACK does not know"
+    others = module._parameters.keys() - _NAMES
+    if others:
+        return f"has {min(others)!r}, a parameter that {kind.__name__} does not have by itself"
     if isinstance(module, _CONV) and (
         module.padding_mode != "zeros" or isinstance(module.padding, str)
     ):
@@ -107,6 +113,7 @@ class Collector:
     Attributes:
         layers: What was collected.
         prediction: The model's output, detached.
+        version: The output's version counter then.
         slope: The gradient, with respect to it, of what was differentiated.
         trouble: Why what was collected cannot be used; ``None`` if it can.
     """
@@ -133,6 +140,7 @@ class Collector:
     def _reset(self) -> None:
         self.layers: list[Layer] = []
         self.prediction: Tensor | None = None
+        self.version = 0
         self.slope: Tensor | None = None
         self.trouble: str | None = None
         self._size = 0
@@ -167,6 +175,8 @@ class Collector:
         for module in self._mine:
             memory_cleanup(module)
         missing = [m for m, times in self._seen.items() if times == 0]
+        if self.prediction is not None and self.prediction._version != self.version:
+            self.prediction, self.trouble = None, "the model's output was written to"
         if self.trouble is None and self.slope is None:
             self.trouble = "no backward pass went through the model's output"
         elif self.trouble is None and missing:
@@ -224,7 +234,7 @@ class Collector:
         elif not isinstance(output, Tensor):
             self.trouble = f"the model returns {type(output).__name__}, not a tensor"
         elif output.requires_grad:
-            self.prediction = output.detach()
+            self.prediction, self.version = output.detach(), output._version
             output.register_hook(self._see_slope)
 
     def _see_slope(self, gradient: Tensor) -> None:

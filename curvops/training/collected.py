@@ -39,6 +39,7 @@ class FromLayers(Individual):
 
     def measure(self, request: Request) -> Statistics:
         """Return what is asked, un-normalised."""
+        self._check_untouched()
         factor, rows = self._factor, request.moments
         norms = inner = None
         if request.noise:
@@ -56,9 +57,7 @@ class FromLayers(Individual):
 
     def project(self, direction: Blocks) -> Tensor:
         """Return ⟨g_n, d⟩ of every datum ``[B]``, un-normalised."""
-        if [layer.versions for layer in self._layers] != self._versions:
-            # Somebody wrote to the inputs, such as a loader that fills the same tensor again.
-            raise Overwritten
+        self._check_untouched()
         try:
             return _sum([layer.project(direction) for layer in self._layers]).mul_(self._factor)
         except NotKept:
@@ -70,8 +69,14 @@ class FromLayers(Individual):
 
     def sums(self) -> Blocks:
         """Return Σ g_n, un-normalised."""
+        self._check_untouched()
         found = {place: s for layer in self._layers for place, s in layer.sums().items()}
         return _scaled([found[i] for i in range(self._num_params)], self._factor)
+
+    def _check_untouched(self) -> None:
+        if [layer.versions for layer in self._layers] != self._versions:
+            # Somebody wrote to the inputs, such as a loader that fills the same tensor again.
+            raise Overwritten
 
 
 def _scaled(blocks: Sequence[Tensor], factor: float) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 ``vmap(grad)`` where torch can vectorise the model, datum by datum where it cannot; at most
 :data:`CHUNK_NUMEL` numbers are alive at a time. A product ⟨g_n, d⟩ alone is the derivative of all
-losses along d, which forward mode gives without any individual gradient.
+losses along d, which two backward passes give without any individual gradient.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, jvp, vmap
+from torch.func import grad_and_value, vmap
 
 from curvops.autodiff import FunctionalModel
 from curvops.losses import Loss
-from curvops.nesting import leading_size, map_tensors, slice_datum, tensors_of
+from curvops.nesting import leading_size, map_tensors, tensors_of
 from curvops.rng import PrivateRNG
+from curvops.training.draws import Draw, random_state
 from curvops.training.individual import (
     Blocks,
     Individual,
@@ -28,7 +29,6 @@ from curvops.training.individual import (
     Request,
     Statistics,
     losses_of_data,
-    slice_data,
 )
 from curvops.training.layers.base import row_dot
 
@@ -36,10 +36,16 @@ CHUNK_NUMEL = 1 << 24
 """Numbers of individual gradients that are alive at a time: 64 MiB of float32."""
 
 
+def holds_data(nest: Any, size: int) -> tuple[bool, ...]:
+    """Tell of every tensor of a batch of ``size`` data whether it holds them, or is shared."""
+    return tuple(t.ndim > 0 and t.shape[0] == size for t in tensors_of(nest))
+
+
 class FromData(Individual):
     """The data of a mini-batch, from the data themselves.
 
-    Random layers draw masks of their own, another one for every datum, from a private stream.
+    Random layers draw masks of their own, another one for every datum, from a private stream;
+    all that is asked of a mini-batch, at other parameters too, is answered for the same masks.
 
     Args:
         model: The model as a function.
@@ -48,8 +54,10 @@ class FromData(Individual):
         X: The inputs.
         y: The targets.
         size: Number of data.
-        rng: The private stream; where it stands is remembered.
+        rng: The private stream that random layers draw from, or what they have drawn.
         prediction: What the model predicts there, where it is known.
+        holds: Which tensors of ``(X, y)`` hold data (see :func:`holds_data`), where they are cut
+            out of a larger mini-batch, so that their sizes may not tell.
     """
 
     def __init__(
@@ -60,29 +68,39 @@ class FromData(Individual):
         X: Any,
         y: Any,
         size: int | None = None,
-        rng: PrivateRNG | None = None,
+        rng: PrivateRNG | Draw | None = None,
         prediction: Tensor | None = None,
+        holds: Sequence[bool] | None = None,
     ) -> None:
         self._model, self._loss, self._params = model, loss, dict(params)
         self._X, self._y = X, y
         self._count = leading_size(X) if size is None else size
-        self._rng = rng or PrivateRNG(seed=0)
+        self._holds = holds_data((X, y), self._count) if holds is None else tuple(holds)
+        self._draw = rng if isinstance(rng, Draw) else Draw(rng or 0)
         self._versions = [t._version for t in tensors_of((X, y))]
         self._prediction = prediction
+        self._whole_draws = False
+        self._vectorised_until = self._count
         self.normalizer = 1.0
         if loss.reduction != "sum":
             self.normalizer = loss.normalizer(y, self._count, self._predict)
 
     def _predict(self) -> Tensor:
         if self._prediction is None:
-            with torch.no_grad(), self._rng.active(), self._model.at(self._params) as predict:
+            with torch.no_grad(), self._draw.replayed(), self._model.at(self._params) as predict:
+                before = random_state()
                 self._prediction = predict(self._X)
+                self._whole_draws = random_state() != before
         return self._prediction
 
     @cached_property
     def totals(self) -> Tensor:  # type: ignore[override]
         """The weighted loss of each datum ``[B]``, float64."""
-        return losses_of_data(self._loss, self._predict(), self._y)
+        prediction = self._predict()
+        if self._whole_draws:
+            # A batch draws its masks in another order than its data do.
+            return torch.cat([losses for _, losses in self._evaluated()]).double()
+        return losses_of_data(self._loss, prediction, self._y)
 
     @property
     def size(self) -> int:
@@ -122,15 +140,15 @@ class FromData(Individual):
     def project(self, direction: Blocks) -> Tensor:
         """Return ⟨g_n, d⟩ of every datum ``[B]``, un-normalised."""
         self._check_untouched()
-        tangents = {
-            name: d.to(p.dtype)
-            for (name, p), d in zip(self._params.items(), direction, strict=True)
-        }
         try:
-            return self._forward_mode(tangents)
-        except (RuntimeError, NotImplementedError, ValueError):
-            flat = self._flat(direction)
-            return torch.cat([G @ flat for G in self.gradients()]).double()
+            found = self._twice_backward(direction)
+        except Exception:
+            # Not all that has a gradient has a second one. An error of the model comes up again.
+            found = None
+        if found is not None:
+            return found
+        flat = self._flat(direction)
+        return torch.cat([G @ flat for G in self.gradients()]).double()
 
     def sums(self) -> Blocks:
         """Return Σ g_n, un-normalised."""
@@ -143,7 +161,10 @@ class FromData(Individual):
     def at(self, params: Mapping[str, Tensor]) -> FromData:
         """Return the same data at other parameters."""
         self._check_untouched()
-        return FromData(self._model, self._loss, params, self._X, self._y, self._count, self._rng)
+        return FromData(
+            self._model, self._loss, params, self._X, self._y, self._count, self._draw,
+            holds=self._holds,
+        )  # fmt: skip
 
     def _check_untouched(self) -> None:
         if [t._version for t in tensors_of((self._X, self._y))] != self._versions:
@@ -151,70 +172,123 @@ class FromData(Individual):
 
     def gradients(self) -> Iterator[Tensor]:
         """Yield the individual gradients, un-normalised, in chunks ``[b, P]``."""
+        for G, _ in self._evaluated():
+            yield G
+
+    def _evaluated(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the gradients ``[b, P]`` and the losses ``[b]`` of data, chunk by chunk."""
         self._check_untouched()
         dim = sum(p.numel() for p in self._params.values())
         chunk = max(1, min(self._count, CHUNK_NUMEL // max(dim, 1)))
-        vectorise = True
         for start in range(0, self._count, chunk):
             stop = min(start + chunk, self._count)
-            part = slice_data((self._X, self._y), start, stop, self._count)
-            with self._rng.active():
-                if vectorise:
-                    try:
-                        found = self._vectorised(part, stop - start)
-                    except torch.OutOfMemoryError:
-                        raise
-                    except (RuntimeError, NotImplementedError, ValueError):
-                        vectorise = False
-                if not vectorise:
-                    found = self._one_by_one(part, stop - start)
+            found = None
+            if start < self._vectorised_until:
+                try:
+                    with self._draw.replayed(start):
+                        found = self._vectorised(start, stop)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception:
+                    # From here on, and in every pass alike, for the masks are to be the same. An
+                    # error of the model comes up again.
+                    self._vectorised_until = start
+            if found is None:
+                with self._draw.replayed(start):
+                    found = self._one_by_one(start, stop)
             yield found
 
-    def _vectorised(self, part: Any, size: int) -> Tensor:
-        tensors = tensors_of(part)
-        axes = [0 if t.ndim and t.shape[0] == size else None for t in tensors]
+    def _cut(self, start: int, stop: int) -> list[Tensor]:
+        """Return the tensors of some data."""
+        tensors = tensors_of((self._X, self._y))
+        return [
+            t[start:stop] if holds else t for t, holds in zip(tensors, self._holds, strict=True)
+        ]
+
+    def _nested(self, tensors: Sequence[Tensor]) -> Any:
+        """Return tensors as the X and y that they were taken out of."""
+        rest = iter(tensors)
+        return map_tensors(lambda _: next(rest), (self._X, self._y))
+
+    def _vectorised(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         # Open until the backward pass is done: checkpointed modules run their forward in it.
         substitution = ExitStack()
 
         def of_datum(p: dict[str, Tensor], *data: Tensor) -> Tensor:
-            one = iter(
-                t if axis is None else t.unsqueeze(0) for t, axis in zip(data, axes, strict=True)
-            )
-            X, y = map_tensors(lambda _: next(one), part)
+            one = [
+                t.unsqueeze(0) if holds else t for t, holds in zip(data, self._holds, strict=True)
+            ]
+            X, y = self._nested(one)
             predict = substitution.enter_context(self._model.at(p))
             return self._loss.total(predict(X), y)
 
+        axes = [0 if holds else None for holds in self._holds]
         differentiate = vmap(
             grad_and_value(of_datum), in_dims=(None, *axes), randomness="different"
         )
         with substitution, warnings.catch_warnings():
             # Recurrent kernels have no rule of their own under vmap: slow, but right.
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            found, _ = differentiate(self._params, *tensors)
-        return torch.cat([found[name].reshape(size, -1) for name in self._params], dim=1).detach()
+            found, losses = differentiate(self._params, *self._cut(start, stop))
+        G = [found[name].reshape(stop - start, -1) for name in self._params]
+        return torch.cat(G, dim=1).detach(), losses.detach()
 
-    def _one_by_one(self, part: Any, size: int) -> Tensor:
-        rows = []
-        for n in range(size):
-            X, y = slice_datum(part, n, size)
+    def _one_by_one(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        rows, losses = [], []
+        for n in range(start, stop):
+            X, y = self._nested(self._cut(n, n + 1))
             active = {name: p.detach().requires_grad_() for name, p in self._params.items()}
             with torch.enable_grad(), self._model.at(active) as predict:
                 total = self._loss.total(predict(X), y)
                 found = torch.autograd.grad(total, list(active.values()), materialize_grads=True)
             rows.append(torch.cat([g.reshape(-1) for g in found]))
-        return torch.stack(rows)
+            losses.append(total.detach())
+        return torch.stack(rows), torch.stack(losses)
 
-    def _forward_mode(self, tangents: dict[str, Tensor]) -> Tensor:
-        def predict(p: dict[str, Tensor]) -> Tensor:
-            with self._model.at(p) as at:
-                return at(self._X)
+    def _twice_backward(self, direction: Blocks) -> Tensor | None:
+        """Return ⟨g_n, d⟩ as the derivative of ⟨Jᵀv, d⟩ along v, where it can be had.
 
-        _load_forward_mode()
-        with self._rng.active():
-            found: Any = jvp(predict, (self._params,), (tangents,))
-            f, moved = found
-        slope = self._loss.gradient(f.detach(), self._y)
-        return row_dot(slope.double(), moved.double())
+        Forward mode would be cheaper, but does not know what a model keeps from being
+        differentiated: ``torch.no_grad()``, hooks on gradients.
+
+        Returns:
+            ``None`` if the model draws, for a batch draws in another order than its data; or if
+            a backward pass is not differentiable and does not say so.
+        """
+        active = {name: p.detach().requires_grad_() for name, p in self._params.items()}
+        with torch.enable_grad(), self._model.at(active) as predict:
+            with self._draw.replayed():
+                before = random_state()
+                f = predict(self._X)
+                if random_state() != before:
+                    return None
+            v = self._loss.gradient(f.detach(), self._y).to(f.dtype).requires_grad_()
+            gradients = torch.autograd.grad(
+                f, list(active.values()), v, create_graph=True, materialize_grads=True
+            )
+            pairs = [
+                (g, d.to(g.dtype))
+                for g, d in zip(gradients, direction, strict=True)
+                if g.requires_grad
+            ]
+            (moved,) = torch.autograd.grad(
+                [g for g, _ in pairs], v, [d for _, d in pairs], materialize_grads=True
+            )
+        found = row_dot(v.detach().double(), moved.double())
+        return found if self._is_slope(found, gradients, direction, f.dtype) else None
+
+    def _is_slope(
+        self, found: Tensor, gradients: Blocks, direction: Blocks, dtype: torch.dtype
+    ) -> bool:
+        """Tell whether Σ⟨g_n, d⟩ is ⟨Σg_n, d⟩, which costs nothing where both are there."""
+        parts = torch.stack([
+            (g.detach() * d.to(g.dtype)).sum().double()
+            for g, d in zip(gradients, direction, strict=True)
+        ])  # fmt: skip
+        computed = torch.bfloat16 if self._model.has_autocast else dtype
+        eps = max(torch.finfo(t).eps for t in (computed, *(g.dtype for g in gradients)))
+        size = found.abs().sum() + parts.abs().sum()
+        return bool((found.sum() - parts.sum()).abs() <= eps**0.5 * size)
 
     def _flat(self, blocks: Blocks) -> Tensor:
         dtype = next(iter(self._params.values())).dtype
@@ -230,12 +304,3 @@ class FromData(Individual):
             block if chosen is None else block[chosen.to(block.device)]
             for block, chosen in zip(self._blocks(flat), rows, strict=True)
         ]
-
-
-@cache
-def _load_forward_mode() -> None:
-    """Let torch load its forward mode, which warns about torch's own code at the first use."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        one = torch.ones(())
-        jvp(torch.sin, (one,), (one,))

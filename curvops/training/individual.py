@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -103,6 +103,9 @@ class Individual(ABC):
 
 class Overwritten(Exception):  # noqa: N818 - not an error of the user's program
     """Raised where the data of a mini-batch have been written to since its backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__("the mini-batch was written to before its step was over; pass a copy.")
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,15 @@ def check_loss(loss: Loss, prediction: Tensor, y: Any, size: int) -> None:
     few = min(size, 4)
     with torch.no_grad():
         loss.check_separable(f[:few], slice_data(y, 0, few, size))
+
+
+def shares(found: Statistics, requests: Sequence[Request]) -> list[Statistics]:
+    """Return what each of several requests gets of the answer to all of them."""
+    projections = iter(found.projections)
+    return [
+        replace(found, projections=tuple(next(projections) for _ in request.directions))
+        for request in requests
+    ]
 
 
 def slice_data(nest: Any, start: int, stop: int, size: int) -> Any:

@@ -21,7 +21,7 @@ from curvops.losses import Normalizer, as_loss
 from curvops.nesting import leading_size
 from curvops.training.block import Block, Step
 from curvops.training.curvature import PROBE_SIZE, Curvature, Point, Probe
-from curvops.training.individual import Batch, Statistics, joined
+from curvops.training.individual import Batch, Overwritten, joined, shares
 from curvops.training.quantity import Quantity, Setting, checked
 from curvops.training.recorder import Recorder
 from curvops.training.run import STEP, Record, Run, plain
@@ -271,7 +271,10 @@ class Monitor:
             self._complete()
         needs_individual = any(q.wants_individual(self._number) for q in self.quantities)
         if needs_individual:
-            self._source.check(X, y)
+            reason = self._source.check(X, y)
+            if reason is not None:
+                needs_individual = False
+                self._fail(InputError(reason))
         if not self._blocks:
             needs_update = any(q.wants_update(self._number) for q in self.quantities)
             self._updates.begin(needs_individual or needs_update or not self._updates.announced)
@@ -291,17 +294,13 @@ class Monitor:
         self._source.end()
         if failed:
             return
-        seen = self._source.seen(X, y, self._start if self._needs_individual else None)
+        seen = self._source.seen(X, y, self._updates.copies if self._needs_individual else None)
         self._blocks.append(seen)
         if seen.totals is not None and seen.normalizer:
             step.loss = float(seen.totals.sum()) / seen.normalizer
         if len(self._blocks) == 1:
             self._at_point()
         self._spent += time.perf_counter() - begin
-
-    def _start(self) -> Sequence[Tensor]:
-        assert self._updates.start is not None
-        return self._updates.start
 
     def _has_moved(self) -> bool:
         """Tell whether the blocks so far belong to a step that is over."""
@@ -338,19 +337,22 @@ class Monitor:
             batch = self._batch()
             if batch is None:
                 return
-            requests = {q: q.request(self._number) for q in self.quantities}
-            found = batch.measure(joined(list(requests.values())))
-            first = 0
-            for quantity, request in requests.items():
-                mine = found.projections[first : first + len(request.directions)]
-                first += len(request.directions)
-                if not request:
-                    continue
-                share = Statistics(
-                    mine, found.squared_norms, found.inner, found.sums, found.squares
-                )
-                ask = partial(quantity.at_batch, self._number, batch, share)
-                self._recorder.take(self._number, quantity, ask)
+            requests = [q.request(self._number) for q in self.quantities]
+            try:
+                found = shares(batch.measure(joined(requests)), requests)
+            except Overwritten as error:
+                self._fail(error)
+                return
+            for quantity, request, share in zip(self.quantities, requests, found, strict=True):
+                if request:
+                    ask = partial(quantity.at_batch, self._number, batch, share)
+                    self._recorder.take(self._number, quantity, ask)
+
+    def _fail(self, error: Exception) -> None:
+        """Record that what needs the data of this step one by one has no value."""
+        for quantity in self.quantities:
+            if quantity.wants_individual(self._number):
+                self._recorder.tell_failure(self._number, quantity.name, error)
 
     def _complete(self) -> None:
         """End the step that the optimizer has made."""
@@ -359,6 +361,8 @@ class Monitor:
         if wanted:
             update, batch = self._updates.update(self._number), self._batch()
             for quantity in wanted:
+                if batch is None and quantity.wants_individual(self._number):
+                    continue  # it has been told why
                 ask = partial(quantity.at_update, update, batch, self._curvature)
                 self._recorder.take(self._number, quantity, ask)
         self._blocks.clear()

@@ -73,7 +73,7 @@ class Recorder:
         except CurvopsError as error:
             if quantity.name not in self._working:
                 raise
-            self._tell_failure(step, quantity.name, error)
+            self.tell_failure(step, quantity.name, error)
             return
         if not found:
             return
@@ -98,7 +98,8 @@ class Recorder:
         if self._table is not None:
             self._table.close()
 
-    def _tell_failure(self, step: int, name: str, error: Exception) -> None:
+    def tell_failure(self, step: int, name: str, error: Exception) -> None:
+        """Record that a quantity could not be measured, and warn the first time."""
         self.keep([Record(step, name, {"status": "failed", "notes": [str(error)]})])
         if name in self._failed:
             return

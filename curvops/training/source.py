@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +20,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from curvops.autodiff import Forward, FunctionalModel, unwrap
 from curvops.errors import InputError
 from curvops.losses import Loss
-from curvops.nesting import leading_size, map_tensors
+from curvops.nesting import leading_size, map_tensors, tensors_of
 from curvops.rng import PrivateRNG, preserved_rng
 from curvops.training.backpack import Collector, unsupported
 from curvops.training.curvature import evaluation_mode
-from curvops.training.functional import FromData
+from curvops.training.functional import FromData, holds_data
 from curvops.training.individual import (
     Blocks,
     Individual,
-    Request,
+    Overwritten,
     check_loss,
     losses_and_slopes,
     losses_of_data,
     slice_data,
 )
+from curvops.training.rehearsal import difference, mixes_data, rehearsal_point
 
 Way = Literal["auto", "backpack", "functional"]
 
 _REHEARSED = 3
 """Data of the rehearsal."""
+
+_WATCHED: WeakSet[nn.Module] = WeakSet()
+"""Models that a block of a monitor is open on."""
 
 
 class Seen:
@@ -59,7 +64,7 @@ class Seen:
         self.size = size
         self.note = ""
         self.individual: Individual | None = None
-        self._calls = 0
+        self._calls = self._version = 0
 
     def see_prediction(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Take the model's output (a forward hook)."""
@@ -67,7 +72,12 @@ class Seen:
             return
         self._calls += 1
         single = self._calls == 1 and isinstance(output, Tensor)
-        self.prediction = output.detach() if single else None
+        self.prediction, self._version = (output.detach(), output._version) if single else (None, 0)
+
+    def check_prediction(self) -> None:
+        """Drop the model's output if somebody wrote to it."""
+        if self.prediction is not None and self.prediction._version != self._version:
+            self.prediction = None
 
 
 class Source:
@@ -106,6 +116,9 @@ class Source:
         self._forward, self._called = forward, model
         self._checked = False
         self._seen, self._handle, self._collects = Seen(0), None, False
+        self._norms = [(n, m) for n, m in self._inner.named_modules() if isinstance(m, _BatchNorm)]
+        self._all = list(self._inner.parameters())
+        self._trained = [p.requires_grad for p in self._all]
         self.note = ""
         self._collector: Collector | None = None
         if way == "functional":
@@ -145,23 +158,22 @@ class Source:
         """Call the model as the user does."""
         return self._called(X) if self._forward is None else self._forward(self._called, X)
 
-    def check(self, X: Any, y: Any) -> None:
-        """Check model, loss and BackPACK on a first mini-batch; later calls do nothing.
+    def check(self, X: Any, y: Any) -> str | None:
+        """Check model, loss and BackPACK on a first mini-batch; later, what may have changed.
+
+        Returns:
+            Why the data of a later mini-batch have no gradients of their own; ``None`` if they do.
 
         Raises:
             InputError: If data of a batch influence one another, or the loss is no sum over data.
         """
+        changed = self._changed()
         if self._checked:
-            return
-        for name, module in self._inner.named_modules():
-            if isinstance(module, _BatchNorm) and module.training:
-                raise InputError(
-                    f"{type(module).__name__} {name!r} is in training mode: it mixes the data of "
-                    "a batch, so that no datum has a gradient of its own. Put it in eval mode, "
-                    "use GroupNorm, or leave out the quantities that need individual gradients."
-                )
+            return changed
+        if changed is not None:
+            raise InputError(changed)
         size = leading_size(X)
-        few = min(size, _REHEARSED)
+        few, holds = min(size, _REHEARSED), holds_data((X, y), size)
         X_few, y_few = slice_data((X, y), 0, few, size)
         X_few = map_tensors(Tensor.detach, X_few)  # hooks on inputs that need a gradient stay out
         params = {name: p.detach() for name, p in self._params.items()}
@@ -169,19 +181,49 @@ class Source:
             with torch.no_grad():
                 prediction = predict(X_few)
             check_loss(self._loss, prediction, y_few, few)
+        point = rehearsal_point(self._inner, self._model, params, X_few)
+        if mixes_data(self._inner, self._model, point, X_few, few, holds):
+            raise InputError(
+                "the model's prediction for one datum depends on the other data of its batch, so "
+                "that no datum has a gradient of its own. Leave out the quantities that need "
+                "individual gradients."
+            )
         if self._collector is not None:
-            reason = self._rehearse(self._collector, X_few, y_few, few)
+            reason = self._rehearse(self._collector, point, X_few, y_few, few, holds)
             if reason is not None:
                 self._without(reason)
         self._checked = True
+        return None
 
-    def _rehearse(self, collector: Collector, X: Any, y: Any, size: int) -> str | None:
+    def _changed(self) -> str | None:
+        """Return what makes individual gradients impossible now, if anything does."""
+        for name, module in self._norms:
+            if module.training:
+                return (
+                    f"{type(module).__name__} {name!r} is in training mode: it mixes the data of "
+                    "a batch, so that no datum has a gradient of its own. Put it in eval mode, "
+                    "use GroupNorm, or leave out the quantities that need individual gradients."
+                )
+        if [p.requires_grad for p in self._all] != self._trained:
+            return "parameters were frozen or unfrozen since the monitor began; start another one."
+        return None
+
+    def _rehearse(
+        self,
+        collector: Collector,
+        params: Mapping[str, Tensor],
+        X: Any,
+        y: Any,
+        size: int,
+        holds: Sequence[bool],
+    ) -> str | None:
         """Return how BackPACK fails on a few data, if it does."""
-        params = {name: p.detach() for name, p in self._params.items()}
         active = {name: p.clone().requires_grad_() for name, p in params.items()}
         with evaluation_mode(self._inner), preserved_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            expected = FromData(self._model, self._loss, params, X, y, size, PrivateRNG(0))
+            expected = FromData(
+                self._model, self._loss, params, X, y, size, PrivateRNG(0), holds=holds
+            )
             try:
                 collector.begin(size)
                 try:
@@ -203,7 +245,7 @@ class Source:
                 return f"the model does not run under BackPACK ({told[0][:120]})"
             if isinstance(found, str):
                 return found
-            return _difference(found, expected)
+            return difference(found, expected)
 
     def begin(self, size: int, individual: bool = True, directions: Sequence[Blocks] = ()) -> None:
         """Watch the user's passes on a mini-batch from here to :meth:`end`.
@@ -213,6 +255,11 @@ class Source:
             individual: Whether individual gradients will be asked for.
             directions: d, whose products with individual gradients will be asked for.
         """
+        if self._inner in _WATCHED:
+            raise InputError(
+                "another monitor has a block open on this model; give one monitor all quantities."
+            )
+        _WATCHED.add(self._inner)
         self._seen, self._handle = Seen(size), None
         self._collects = individual and self._collector is not None
         if self._collects and self._collector is not None:
@@ -222,11 +269,13 @@ class Source:
 
     def end(self) -> None:
         """Stop watching, and leave the model as it was."""
+        _WATCHED.discard(self._inner)
         if self._collects and self._collector is not None:
             self._collector.end()
             self._seen.prediction = self._collector.prediction
         elif self._handle is not None:
             self._handle.remove()
+            self._seen.check_prediction()
 
     def seen(self, X: Any, y: Any, start: Callable[[], Blocks] | None) -> Seen:
         """Return what was seen of a mini-batch.
@@ -239,7 +288,7 @@ class Source:
         """
         seen, size = self._seen, self._seen.size
         prediction = seen.prediction if self._forward is None else None
-        slopes = None
+        slopes, versions = None, [t._version for t in tensors_of((X, y))]
         if prediction is not None:
             seen.normalizer = self._normalizer(prediction, y, size)
             if self._collects:
@@ -250,6 +299,8 @@ class Source:
             return seen
 
         def again(params: Mapping[str, Tensor] | None) -> Individual:
+            if [t._version for t in tensors_of((X, y))] != versions:
+                raise Overwritten
             if params is not None:
                 return FromData(self._model, self._loss, params, X, y, size, self._rng)
             at = dict(zip(self._params, start(), strict=True))
@@ -284,22 +335,3 @@ class Source:
         if self._loss.reduction == "sum":
             return 1.0
         return self._loss.normalizer(y, size, lambda: prediction)
-
-
-def _difference(found: Individual, expected: Individual) -> str | None:
-    """Return whether layers and data disagree about the gradients of a few data."""
-    request = Request(noise=True)
-    ours, theirs = found.measure(request), expected.measure(request)
-    pairs = [
-        (ours.squared_norms, theirs.squared_norms),
-        (ours.inner, theirs.inner),
-    ]
-    for a, b in pairs:
-        assert a is not None
-        assert b is not None
-        if not torch.allclose(a, b, rtol=1e-2, atol=1e-6 * float(b.abs().max())):
-            return (
-                "the layers' gradients of single data are not the model's: data are mixed "
-                "before a layer, or a parameter is used outside of its layer"
-            )
-    return None

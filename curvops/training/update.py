@@ -72,9 +72,9 @@ class Updates:
     def _stepped(self, *_: Any) -> None:
         self._steps += 1
 
-    @property
-    def start(self) -> Blocks | None:
-        """Copies of the parameters at the last :meth:`begin`; not to be written to."""
+    def copies(self) -> Blocks:
+        """Return copies of the parameters at the last :meth:`begin`; not to be written to."""
+        assert self._start is not None
         return self._start
 
     @property
