@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -187,7 +188,8 @@ class ExactAlpha(Quantity):
 def _end(losses: Tensor, slopes: Tensor) -> _End:
     # numpy's calls cost a tenth of torch's, and these are short vectors.
     f, g = losses.numpy(force=True), slopes.numpy(force=True)
-    size = len(f)
-    if size < 2:
-        return _End(float(f.mean()), float(g.mean()), None, None)
-    return _End(float(f.mean()), float(g.mean()), variance_of_mean(f), variance_of_mean(g))
+    with np.errstate(over="ignore", invalid="ignore"):  # of a run that diverges
+        means = float(f.mean()), float(g.mean())
+    if len(f) < 2:
+        return _End(*means, None, None)
+    return _End(*means, variance_of_mean(f), variance_of_mean(g))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from backpack import backpack, hook_run_extensions, hook_store_io, memory_cleanup
 from backpack.extensions import BatchGrad
@@ -336,7 +337,8 @@ def _ratio(slope: Tensor, own: Tensor) -> float | str:
         return "what was differentiated has another shape than the prediction"
     # numpy's calls cost a tenth of torch's, and predictions are small.
     a, b = (x.to(torch.float64).numpy(force=True).ravel() for x in (slope, own))
-    ab, aa, bb = float(a @ b), float(a @ a), float(b @ b)
+    with np.errstate(over="ignore", invalid="ignore"):  # of a run that diverges
+        ab, aa, bb = float(a @ b), float(a @ a), float(b @ b)
     if not all(map(math.isfinite, (ab, aa, bb))):
         return "the gradient at the prediction is not finite"
     if aa == 0.0 and bb == 0.0:

@@ -21,7 +21,8 @@ class EarlyStoppingResult:
         evidence: 1 − (B/P) Σ_j g_j²/Σ_jj: above 0, the gradient is as expected of noise alone.
         stop: Whether it is above 0.
         batch_size: B.
-        status: ``"ok"``, or ``"undetermined"`` for one datum or where no parameter has noise.
+        status: ``"ok"``, or ``"undetermined"`` for one datum, where no parameter has noise, or
+            where Σ g_n² holds NaN or infinity.
         seconds: How long it took.
         notes: What to know.
     """

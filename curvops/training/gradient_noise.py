@@ -32,6 +32,9 @@ from curvops.training.run import plain_fields
 COORDINATES = 1 << 13
 """Parameters whose signal-to-noise ratio is averaged, by default."""
 
+_ZERO = 1e-200
+"""A squared gradient below this part of its data's is zero to any rounding, and not divided by."""
+
 
 @dataclass(frozen=True)
 class GradientNoiseResult:
@@ -39,7 +42,7 @@ class GradientNoiseResult:
 
     Attributes:
         batch_size: B.
-        squared_norm: ‖g‖².
+        squared_norm: ‖g‖²; ``None`` where it is not finite.
         trace: tr Σ, unbiased; ``None`` for one datum.
         trace_stderr: Its standard error, by leaving out each datum.
         noise_scale: tr Σ/‖g‖²: the batch size at which noise and signal are equal.
@@ -50,16 +53,17 @@ class GradientNoiseResult:
         inner_product_test: √(Var⟨g_n, g⟩/(B‖g‖⁴)), the part along g.
         orthogonality_test: √(the rest), the part orthogonal to it; their squares add up to that
             of the norm test.
-        signal_to_noise: The mean of g_j²/Σ_jj over parameters j that have noise.
+        signal_to_noise: The mean of g_j²/Σ_jj over parameters j that have noise; ``None`` if none
+            has, or Σ g_n² is not finite.
         signal_to_noise_stderr: Its standard error from looking at some parameters only.
-        status: ``"ok"``; ``"undetermined"`` for one datum, or gradients that hold NaN or infinity;
-            ``"zero_gradient"`` if g = 0.
+        status: ``"ok"``; ``"undetermined"`` for one datum, or gradients whose squares hold NaN or
+            infinity; ``"zero_gradient"`` if g = 0.
         notes: What to know.
         seconds: How long it took.
     """
 
     batch_size: int
-    squared_norm: float
+    squared_norm: float | None
     trace: float | None
     trace_stderr: float | None
     noise_scale: float | None
@@ -131,7 +135,10 @@ class GradientNoise(Quantity):
 
     def bind(self, setting: Setting) -> None:
         """Choose the parameters to look at."""
-        rows = sampled_rows(setting.shapes, self._coordinates, setting.seed)
+        # Those without elements draw nothing, so that they do not change what others draw.
+        filled = [shape for shape in setting.shapes if shape.numel()]
+        drawn = iter(sampled_rows(filled, self._coordinates, setting.seed))
+        rows = [next(drawn) if shape.numel() else None for shape in setting.shapes]
         self._ratio = SignalToNoise(setting.shapes, rows, setting.eps)
 
     def request(self, step: int) -> Request:
@@ -181,24 +188,28 @@ def noise_of(squared_norms: Tensor, inner: Tensor) -> dict[str, Any]:
     # numpy's calls cost a tenth of torch's, and these are short vectors.
     norms, along = squared_norms.numpy(force=True), inner.numpy(force=True)
     size = len(norms)
-    square = max(float(along.mean()), 0.0)  # ⟨g, g⟩
-    found: dict[str, Any] = {"batch_size": size, "squared_norm": square, "status": "ok"}
-    found |= dict.fromkeys(_NUMBERS)
-    total = float(norms.sum())
-    if size < 2 or not math.isfinite(total):
+    with np.errstate(over="ignore", invalid="ignore"):
+        total, square = float(norms.sum()), max(float(along.mean()), 0.0)  # Σ ‖g_n‖², ⟨g, g⟩
+    found: dict[str, Any] = {"batch_size": size, "status": "ok"} | dict.fromkeys(_NUMBERS)
+    if math.isfinite(square):
+        found["squared_norm"] = square
+    if size < 2 or not math.isfinite(total + square):
         return {**found, "status": "undetermined"}
+    # In units of about ‖g_n‖² squares do not overflow; a power of two rounds nothing.
+    unit = 2.0 ** (math.frexp(total)[1] - 1)
+    norms, along, total, square = norms / unit, along / unit, total / unit, square / unit
     trace = max((total - size * square) / (size - 1), 0.0)
-    found |= {"trace": trace, "signal": square - trace / size}
+    found |= {"trace": trace * unit, "signal": (square - trace / size) * unit}
     # The same with each datum left out, from the same numbers.
     rest = size - 1
     squares = np.maximum((size**2 * square - 2 * size * along + norms) / rest**2, 0.0)
     traces = squares
     if size > 2:
         traces = np.maximum((total - norms - rest * squares) / (rest - 1), 0.0)
-        found["trace_stderr"] = _jackknife(traces)
-    if square == 0.0:
+        found["trace_stderr"] = _jackknife(traces) * unit
+    if square <= _ZERO:
         return {**found, "status": "zero_gradient"}
-    spread = variance_of_mean(along) / square**2
+    spread = variance_of_mean(along / square)
     whole = trace / (size * square)
     found |= {
         "noise_scale": trace / square,
@@ -206,13 +217,13 @@ def noise_of(squared_norms: Tensor, inner: Tensor) -> dict[str, Any]:
         "inner_product_test": math.sqrt(spread),
         "orthogonality_test": math.sqrt(max(whole - spread, 0.0)),
     }
-    if size > 2 and bool((squares > 0).all()):
+    if size > 2 and bool((squares > _ZERO).all()):
         found["noise_scale_stderr"] = _jackknife(traces / squares)
     return found
 
 
 _NUMBERS = (
-    "trace", "trace_stderr", "noise_scale", "noise_scale_stderr", "signal",
+    "squared_norm", "trace", "trace_stderr", "noise_scale", "noise_scale_stderr", "signal",
     "norm_test", "inner_product_test", "orthogonality_test",
 )  # fmt: skip
 
@@ -225,8 +236,8 @@ class SignalToNoise:
     r"""The mean of g_j²/Σ_jj over parameters that have noise, from some of their rows.
 
     A parameter whose variance is no more than rounding has no noise and is left out, such as one
-    that no datum reaches. Rows are a cluster sample of each tensor: their sums are raised to all
-    rows, and what they scatter is the error.
+    that no datum reaches, and so are tensors without elements. Rows are a cluster sample of each
+    tensor: their sums are raised to all rows, and what they scatter is the error.
 
     Args:
         shapes: The parameters' shapes.
@@ -236,9 +247,10 @@ class SignalToNoise:
 
     def __init__(self, shapes: Sequence[torch.Size], rows: Rows, eps: float) -> None:
         self.rows, self._shapes, self._eps = rows, shapes, eps
-        whole = np.array([max(shape[0] if len(shape) else 1, 1) for shape in shapes])
-        seen = np.array([n if r is None else len(r) for n, r in zip(whole, rows, strict=True)])
-        width = [max(shape.numel() // n, 1) for shape, n in zip(shapes, whole, strict=True)]
+        filled = [(s, r) for s, r in zip(shapes, rows, strict=True) if s.numel()]
+        whole = np.array([s[0] if len(s) else 1 for s, _ in filled], dtype=int)
+        seen = np.array([n if r is None else len(r) for n, (_, r) in zip(whole, filled)], dtype=int)
+        width = [s.numel() // n for n, (s, _) in zip(whole, filled)]
         self._of_row, self._of_tensor = _starts(np.repeat(width, seen)), _starts(seen)
         self._seen, self._raise = seen, whole / seen
         some = (seen > 1) & (seen < whole)
@@ -249,7 +261,9 @@ class SignalToNoise:
     def __call__(
         self, sums: Sequence[Tensor], squares: Sequence[Tensor], size: int
     ) -> tuple[float | None, float]:
-        """Return the mean, ``None`` if no parameter has noise, and its standard error over rows.
+        """Return the mean, and its standard error over rows.
+
+        The mean is ``None`` if no parameter has noise, or Σ g_n² is not finite.
 
         Args:
             sums: Σ g_n of each parameter, at the rows or at all.
@@ -257,6 +271,8 @@ class SignalToNoise:
             size: B.
         """
         s, q = self._flat(sums), self._flat(squares)
+        if not math.isfinite(q.max(initial=0.0)):  # nor is any of what follows
+            return None, 0.0
         mean_square = np.square(s / size)
         spread = (q - size * mean_square) / (size - 1)
         noisy = spread > 16 * self._eps / size * q

@@ -19,6 +19,8 @@ from curvops.training.run import Record, Run, plain
 
 FORMAT = 1
 _MARK = "curvops_training"
+_START = f'{{"{_MARK}": '
+"""What a header begins with."""
 
 
 class JournalWarning(UserWarning):
@@ -113,7 +115,7 @@ def read_journal(path: str | os.PathLike[str], run: int = -1) -> Run:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise DataError(f"the journal {str(path)!r} cannot be read: {error}") from error
-    for line in text.splitlines():
+    for line in text.split("\n"):  # JSON may hold other ends of lines, such as U+2028
         try:
             entry = json.loads(line)
         except ValueError:
@@ -148,9 +150,11 @@ def _check(path: Path) -> bool:
     if not path.exists() or not path.is_file() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file:
-        first = file.readline(1 << 16).decode("utf-8", errors="replace")
+        lines = file.read(1 << 16).decode("utf-8", errors="replace").split("\n")
         file.seek(-1, os.SEEK_END)
         torn = file.read(1) != b"\n"
-    if _MARK not in first:
+    # Runs that were killed at once may have left no more than beginnings of headers.
+    first = next((line for line in lines if not _START.startswith(line)), "")
+    if first and _MARK not in first:
         raise DataError(f"log={str(path)!r} exists and is no journal; name another file.")
     return torn

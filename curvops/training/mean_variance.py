@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def variance_of_mean(x: NDArray[np.floating[Any]]) -> float:
-    """Return Σ (x − mean)² / (B (B − 1)) of B > 1 numbers.
+    """Return Σ (x − mean)² / (B (B − 1)) of B > 1 numbers; not finite in a run that diverges.
 
     Five times as fast for a hundred numbers as numpy's ``var``.
 
@@ -18,5 +18,6 @@ def variance_of_mean(x: NDArray[np.floating[Any]]) -> float:
         True
     """
     size = len(x)
-    centred = x - np.add.reduce(x) / size
-    return float(centred @ centred) / (size * (size - 1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        centred = x - np.add.reduce(x) / size
+        return float(centred @ centred) / (size * (size - 1))

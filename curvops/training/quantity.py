@@ -68,7 +68,8 @@ class Quantity(ABC):
     """Something to measure while training.
 
     Args:
-        every: Measure at steps 0, ``every``, 2 ``every``, ..., or where ``every(step)`` is true.
+        every: Measure at steps 0, ``every``, 2 ``every``, ..., or where ``every(step)`` is true;
+            a function is asked once a step, so that it need not answer the same twice.
 
     Attributes:
         name: What the journal calls it.
@@ -80,6 +81,7 @@ class Quantity(ABC):
 
     name: ClassVar[str]
     looks_at_risk: ClassVar[bool] = False
+    _answer: tuple[int, bool] = (-1, False)
 
     def __init__(self, every: Every = 1) -> None:
         is_count = isinstance(every, int) and not isinstance(every, bool) and every > 0
@@ -89,7 +91,11 @@ class Quantity(ABC):
 
     def due(self, step: int) -> bool:
         """Tell whether it is to be measured at a step."""
-        return bool(self.every(step)) if callable(self.every) else step % self.every == 0
+        if not callable(self.every):
+            return step % self.every == 0
+        if self._answer[0] != step:  # all that a step does must follow from one answer
+            self._answer = (step, bool(self.every(step)))
+        return self._answer[1]
 
     def bind(self, setting: Setting) -> None:  # noqa: B027
         """Learn about the parameters, before the first step."""

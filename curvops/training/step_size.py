@@ -34,16 +34,22 @@ UNDETERMINED = "undetermined"
 STATUSES = (OK, CONCAVE, LINEAR, UPHILL, ZERO_STEP, UNDETERMINED)
 """What may stand beside α; only ``"ok"`` makes it a distance to a minimum."""
 
+_NEAR, _FAR = 500, 1100
+"""How many powers of two t is from 1 in the units of a fit, and how many before there is none."""
+
 _STRAIGHT = 64.0
 """A parabola whose slope changes by fewer roundings than this is a line."""
 
 Four = tuple[float, float, float, float]
 """One number for f(0), f(t), f'(0), f'(t) each."""
 
-Three = tuple[float, float, float]
-Rows = tuple[tuple[float, ...], ...]
 
 _NONE: Four = (0.0, 0.0, 0.0, 0.0)
+
+_DIVERGED = "an observation is not finite: the loss has diverged, or the step has"
+_APART = "losses, slopes and length are too far apart for floating point"
+_ONE_DATUM = "the batch has one datum, so that no variance can be told"
+_UNKNOWN = "a variance is not finite: the loss has diverged, or it is not known"
 
 _OBSERVED = ("f(0)", "f(t)", "f'(0)", "f'(t)")
 
@@ -54,14 +60,14 @@ class StepSize:
 
     Attributes:
         alpha: t/t* − 1, by the formula whatever the status; −1 for a step of length 0, NaN only
-            where an observation is not finite.
+            where an observation is not finite, or they are too far apart for floating point.
         stderr: Its standard error by propagation of the noise of the observations; 0 without.
         status: ``"ok"``: a minimum lies ahead of the start. ``"concave"``: the parabola has a
             maximum. ``"linear"``: it has no bend beyond rounding. ``"uphill"``: its minimum lies
             behind the start. ``"zero_step"``: the parameters did not move. ``"undetermined"``:
-            no variance can be told (one datum), or an observation is not finite.
+            no variance can be told (one datum), or there is no number.
         length: t = ‖d‖, in units of the parameters.
-        coefficients: w₀, w₁, w₂ of the parabola.
+        coefficients: w₀, w₁, w₂ of the parabola; infinite where too large for a number.
         losses: f(0) and f(t), as observed.
         slopes: f'(0) and f'(t), loss per unit of length.
         variances: Of f(0), f(t), f'(0), f'(t), as weighted; all 0 where there is no noise.
@@ -113,8 +119,10 @@ def fit_step(
         y = \begin{pmatrix} f(0) \\ f(t) \\ f'(0) \\ f'(t) \end{pmatrix}, \quad
         \Phi = \begin{pmatrix} 1 & 0 & 0 \\ 1 & t & t^2 \\ 0 & 1 & 0 \\ 0 & 1 & 2t \end{pmatrix}
 
-    Solved for (w₀, w₁, t w₂), by QR of rows that are weighted and sorted: nothing is squared, so
-    that steps of any length and variances of any ratio do not overflow.
+    Solved in closed form: four observations of three numbers meet one condition, t (f'(0) + f'(t))
+    = 2 (f(t) − f(0)), and each gives way to it by its part of the variance. No weights are
+    subtracted, and units are those of losses and slopes, so that no ratio of variances cancels
+    and steps of any length do not overflow.
 
     Args:
         losses: f(0) and f(t).
@@ -149,19 +157,34 @@ def fit_step(
         line = (f[0], g[0], 0.0)
         return StepSize(-1.0, 0.0, ZERO_STEP, 0.0, line, f, g)
     if not all(math.isfinite(x) for x in (*f, *g, t)):
-        note = "an observation is not finite: the loss has diverged, or the step has"
-        nothing = (math.nan, math.nan, math.nan)
-        return StepSize(math.nan, 0.0, UNDETERMINED, t, nothing, f, g, notes=(note,))
+        return _nothing(t, f, g, _DIVERGED)
     known = v is not None and all(math.isfinite(x) for x in v)
-    weighted, notes = _floored(f, g, t, v if known and v is not None else _NONE, eps)
-    w, root = _least_squares((*f, *g), t, weighted)
-    alpha, stderr, status = _classify(w, root, eps)
+    units = _units(f, g, t)
+    if units is None:
+        return _nothing(t, f, g, _APART)
+    by_loss, by_slope = units
+    powers = (by_loss, by_loss, by_slope, by_slope)
+    y = [_scaled(x, -n) for x, n in zip((*f, *g), powers, strict=True)]
+    span = _scaled(t, by_slope - by_loss)
+    trusted = v if known and v is not None else _NONE
+    deviations, weighted, notes = _floored(y, span, trusted, powers, eps)
+    w0, start, end, both, u, z = _fitted(y, span, deviations)
+    alpha, status = _classify(start, end - start, eps)
+    stderr = 0.0
+    if start and math.isfinite(alpha):
+        a, b = (deviation / abs(start) for deviation in deviations[2:])
+        # Of f'(t) + α f'(0), with −α and 1 − α from the slopes, where they do not cancel.
+        stderr = math.hypot(u * b * (both / start), z * b, z * a * (end / start))
+    if not all(math.isfinite(x) for x in (w0, start, end, stderr)):
+        return _nothing(t, f, g, _APART)
     if not known:
-        notes = ("the batch has one datum, so that no variance can be told",)
+        notes = (_ONE_DATUM if v is None else _UNKNOWN,)
         status, stderr, weighted = UNDETERMINED, 0.0, _NONE
     elif not any(v or ()):
         stderr, weighted = 0.0, _NONE
-    coefficients = (w[0], w[1], w[2] / t)
+    part, power = math.frexp(t)
+    w2 = _scaled((end - start) / (2.0 * part), by_slope - power)
+    coefficients = (_scaled(w0, by_loss), _scaled(start, by_slope), w2)
     return StepSize(alpha, stderr, status, t, coefficients, f, g, weighted, notes)
 
 
@@ -210,8 +233,10 @@ def exact_step(risk: EmpiricalRisk, step: Vector) -> StepSize:
     bend = float(direction @ (operator @ direction.to(risk.dtype)).double())
     slope, loss = float(gradient @ direction), float(risk.loss())
     w = (loss, slope, 0.5 * t * bend)
-    alpha, _, status = _classify(w, (), torch.finfo(risk.dtype).eps)
+    alpha, status = _classify(slope, t * bend, torch.finfo(risk.dtype).eps)
     end = loss + t * (slope + w[2])
+    if not all(math.isfinite(x) for x in (*w, t, end)):
+        return _nothing(t, (loss, end), (slope, slope + t * bend), _DIVERGED)
     return StepSize(
         alpha, 0.0, status, t, (loss, slope, 0.5 * bend), (loss, end), (slope, slope + t * bend)
     )
@@ -237,76 +262,100 @@ def _checked(
     return f, g, t, v
 
 
-def _floored(
-    f: tuple[float, float],
-    g: tuple[float, float],
-    t: float,
-    v: Sequence[float],
-    eps: float,
-) -> tuple[Four, tuple[str, ...]]:
-    """Return variances that are at least those of rounding, and a note on what was raised."""
-    height, slope = max(map(abs, f)), max(map(abs, g))
-    # What is exactly zero is as uncertain as the rest of the parabola, in its units.
-    height = height or min(t * slope, 1e300) or 1.0
-    slope = slope or min(height / t, 1e300)
-    floors = [max(eps * x, 1e-150) ** 2 for x in (height, height, slope, slope)]
-    raised = [name for name, x, floor in zip(_OBSERVED, v, floors, strict=True) if x < floor]
-    notes = (f"no variance above rounding in {', '.join(raised)}: floored",) if raised else ()
-    a, b, c, d = (max(x, floor) for x, floor in zip(v, floors, strict=True))
-    return (a, b, c, d), notes
+def _nothing(t: float, f: tuple[float, float], g: tuple[float, float], note: str) -> StepSize:
+    nan = math.nan
+    return StepSize(nan, 0.0, UNDETERMINED, t, (nan, nan, nan), f, g, notes=(note,))
 
 
-def _least_squares(y: Sequence[float], t: float, variances: Sequence[float]) -> tuple[Three, Rows]:
-    """Return (w₀, w₁, t w₂), and R⁻¹ of the weighted system: their covariance is R⁻¹R⁻ᵀ.
+def _scaled(x: float, power: int) -> float:
+    """Return x 2ᵖ, infinity where it is too large."""
+    try:
+        return math.ldexp(x, power)
+    except OverflowError:
+        return math.copysign(math.inf, x)
 
-    Householder's reflections on four rows, in plain numbers: at every step of a training run this
-    takes a fifth of the time that calls into linear algebra take.
+
+def _units(f: tuple[float, float], g: tuple[float, float], t: float) -> tuple[int, int] | None:
+    """Return powers of two for losses and slopes in which they, and t, are near 1.
+
+    Where they cannot all be, the smaller part of the parabola gives way; ``None`` if it is beyond
+    all floating point.
     """
-    phi = ((1.0, 0.0, 0.0), (1.0, t, t), (0.0, 1.0, 0.0), (0.0, 1.0, 2.0))
-    weights = [1.0 / math.sqrt(v) for v in variances]
-    rows = [[x * w for x in row] + [b * w] for row, w, b in zip(phi, weights, y, strict=True)]
-    # Reflections are stable for rows of any size when large ones come first.
-    rows.sort(key=lambda row: -max(abs(row[0]), abs(row[1]), abs(row[2])))
-    scales = [max(abs(row[k]) for row in rows) for k in range(3)]
-    A = [[*(row[k] / scales[k] for k in range(3)), row[3]] for row in rows]
-    for k in range(3):
-        norm = math.hypot(*(A[i][k] for i in range(k, 4)))
-        reflector = [0.0] * k + [A[i][k] for i in range(k, 4)]
-        reflector[k] += math.copysign(norm, reflector[k])
-        size = math.hypot(*reflector)
-        reflector = [x / size for x in reflector]
-        for j in range(k, 4):
-            along = 2.0 * sum(reflector[i] * A[i][j] for i in range(k, 4))
-            for i in range(k, 4):
-                A[i][j] -= along * reflector[i]
-    (a, b, c, x), (_, d, e, y2), (_, _, f, z), _ = A
-    w2 = z / f
-    w1 = (y2 - e * w2) / d
-    w0 = (x - b * w1 - c * w2) / a
-    inverse = (
-        (1.0 / a, -b / (a * d), (b * e / d - c) / (a * f)),
-        (0.0, 1.0 / d, -e / (d * f)),
-        (0.0, 0.0, 1.0 / f),
-    )
-    w = (w0 / scales[0], w1 / scales[1], w2 / scales[2])
-    unscaled = tuple(tuple(x / s for x in row) for row, s in zip(inverse, scales, strict=True))
-    return w, unscaled
+    height, slope, step = (math.frexp(x)[1] for x in (max(map(abs, f)), max(map(abs, g)), t))
+    if not any(f):
+        height = slope + step if any(g) else 0
+    if not any(g):
+        slope = height - step
+    excess = slope + step - height
+    if abs(excess) > _FAR:
+        return None
+    return height + max(excess - _NEAR, 0), slope + max(-excess - _NEAR, 0)
 
 
-def _classify(w: Three, root: Rows, eps: float) -> tuple[float, float, str]:
-    """Return α, its standard error and the status from (w₀, w₁, t w₂) and a covariance's root."""
-    slope, change = w[1], 2.0 * w[2]  # f'(0), and f'(t) − f'(0)
+def _floored(
+    y: Sequence[float], t: float, v: Sequence[float], powers: Sequence[int], eps: float
+) -> tuple[list[float], Four, tuple[str, ...]]:
+    """Return standard deviations that are at least those of rounding.
+
+    Args:
+        y: f(0), f(t), f'(0), f'(t), in units.
+        t: The length, in units.
+        v: Variances, not in units.
+        powers: Of two, the units of y.
+        eps: Relative rounding.
+
+    Returns:
+        Standard deviations in units, their squares not in units, and a note on what was raised.
+    """
+    height, slope = max(abs(y[0]), abs(y[1])), max(abs(y[2]), abs(y[3]))
+    # What is exactly zero is as uncertain as the rest of the parabola, in its units.
+    height = height or t * slope or 1.0
+    slope = slope or height / t
+    deviations, weighted, raised = [], [], []
+    for name, x, n, size in zip(_OBSERVED, v, powers, (height, height, slope, slope), strict=True):
+        deviation, floor = _scaled(math.sqrt(x), -n), max(eps, 1e-150) * size
+        if deviation < floor:
+            raised.append(name)
+            deviation, x = floor, _scaled(floor, n) * _scaled(floor, n)
+        deviations.append(deviation)
+        weighted.append(x)
+    notes = (f"no variance above rounding in {', '.join(raised)}: floored",) if raised else ()
+    a, b, c, d = weighted
+    return deviations, (a, b, c, d), notes
+
+
+def _fitted(
+    y: Sequence[float], t: float, deviations: Sequence[float]
+) -> tuple[float, float, float, float, float, float]:
+    """Return f(0), f'(0), f'(t), f'(0) + f'(t), and how much f'(0) and the losses give way.
+
+    The latter are the deviations of f'(0) and of 2 (f(t) − f(0))/t over that of the condition.
+    """
+    f0, ft, g0, gt = y
+    losses = [2.0 * deviation / t for deviation in deviations[:2]]
+    largest = max(*losses, *deviations[2:])
+    p, q, u, w = (x / largest for x in (*losses, *deviations[2:]))
+    pp, qq, uu, ww = p * p, q * q, u * u, w * w
+    total = pp + qq + uu + ww
+    secant = 2.0 * (ft - f0) / t
+    # A mean of what was observed and of what the other three say; squares of weights may vanish.
+    w0 = ((uu + ww + qq) * f0 + p * (p * (ft - 0.5 * t * (g0 + gt)))) / total
+    start = ((ww + pp + qq) * g0 + u * (u * (secant - gt))) / total
+    end = ((uu + pp + qq) * gt + w * (w * (secant - g0))) / total
+    both = ((pp + qq) * (g0 + gt) + (uu + ww) * secant) / total
+    root = math.sqrt(total)
+    return w0, start, end, both, u / root, math.hypot(p, q) / root
+
+
+def _classify(slope: float, change: float, eps: float) -> tuple[float, str]:
+    """Return α and the status from f'(0) and f'(t) − f'(0)."""
     if abs(slope) <= _STRAIGHT * eps * abs(change):  # the start is where the parabola turns
         if change == 0.0:
-            return -1.0, 0.0, LINEAR
-        return math.inf, 0.0, UPHILL if change > 0.0 else CONCAVE
+            return -1.0, LINEAR
+        return math.inf, UPHILL if change > 0.0 else CONCAVE
     alpha = -change / slope - 1.0
-    to_slope, to_bend = change / slope / slope, -2.0 / slope
-    stderr = 0.0
-    if root and math.isfinite(to_slope):
-        stderr = math.hypot(*(to_slope * p + to_bend * q for p, q in zip(root[1], root[2])))
     if abs(change) <= _STRAIGHT * eps * abs(slope):
-        return alpha, stderr, LINEAR
+        return alpha, LINEAR
     if change < 0.0:
-        return alpha, stderr, CONCAVE
-    return alpha, stderr, UPHILL if slope > 0.0 else OK
+        return alpha, CONCAVE
+    return alpha, UPHILL if slope > 0.0 else OK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class SubspaceOverlapResult:
         overlap: tr(P P')/k of the projections on the spans now and at the measurement before,
             from 0 to 1; ``None`` at the first one.
         since: The step of that measurement; ``None`` at the first.
-        gradient_fraction: ‖P g‖²/‖g‖², from 0 to 1.
+        gradient_fraction: ‖P g‖²/‖g‖², from 0 to 1; ``None`` where the gradient is not finite.
         chance: k/P, what either would be for a random span.
         k: How many eigenvectors.
         converged: Whether every eigenpair is as good as asked.
@@ -35,7 +36,7 @@ class SubspaceOverlapResult:
 
     overlap: float | None
     since: int | None
-    gradient_fraction: float
+    gradient_fraction: float | None
     chance: float
     k: int
     converged: bool
@@ -46,8 +47,8 @@ class SubspaceOverlapResult:
     def __str__(self) -> str:
         """Return overlap and fraction."""
         overlap = "–" if self.overlap is None else f"{self.overlap:.3f}"
-        share = f"{self.gradient_fraction:.1%} of the gradient"
-        return f"top-{self.k} subspace: overlap {overlap}, {share}"
+        share = "–" if self.gradient_fraction is None else f"{self.gradient_fraction:.1%}"
+        return f"top-{self.k} subspace: overlap {overlap}, {share} of the gradient"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain Python."""
@@ -108,8 +109,13 @@ class SubspaceOverlap(Quantity):
         V = found.eigenvectors[:, -self.k :]
         k, dim = V.shape[1], V.shape[0]
         gradient = point.gradient().to(V.dtype)
-        size = float(torch.linalg.vector_norm(gradient.double())) ** 2
-        inside = float(torch.linalg.vector_norm((V.T @ gradient).double())) ** 2
+        size = float(torch.linalg.vector_norm(gradient.double()))
+        inside = float(torch.linalg.vector_norm((V.T @ gradient).double()))
+        fraction, notes = None, [doubt] if doubt else []
+        if math.isfinite(size) and math.isfinite(inside):
+            fraction = min((inside / size) ** 2, 1.0) if size > 0 else 0.0
+        else:
+            notes.append("the norm of the gradient is not finite: the run has diverged")
         overlap = since = None
         if self._before is not None and self._before[1].shape == V.shape:
             since, before = self._before
@@ -120,12 +126,12 @@ class SubspaceOverlap(Quantity):
             SubspaceOverlapResult(
                 overlap=overlap,
                 since=since,
-                gradient_fraction=min(inside / size, 1.0) if size > 0 else 0.0,
+                gradient_fraction=fraction,
                 chance=k / dim,
                 k=k,
                 converged=bool(found.converged[-k:].all()),
                 num_matvecs=found.num_matvecs,
                 seconds=max(time.perf_counter() - begin, shared),
-                notes=(doubt,) if doubt else (),
+                notes=tuple(notes),
             ),
         )

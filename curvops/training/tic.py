@@ -20,22 +20,25 @@ class TICResult:
     """Noise over curvature, two ways.
 
     Attributes:
-        diagonal: Σ_j Σ_jj/G_jj over parameters with curvature; ``None`` if there are none.
+        diagonal: Σ_j Σ_jj/G_jj over parameters with curvature; ``None`` if there are none, or
+            where it is not finite, as all of these.
         ratio_of_traces: tr Σ/tr G; ``None`` if tr G = 0.
         noise_trace: tr Σ.
         curvature_trace: tr G.
         num_params: Parameters with curvature, over which ``diagonal`` sums.
         num_data: N of the data looked at.
         seconds: How long it took.
+        notes: Why a number is missing.
     """
 
     diagonal: float | None
     ratio_of_traces: float | None
-    noise_trace: float
-    curvature_trace: float
+    noise_trace: float | None
+    curvature_trace: float | None
     num_params: int
     num_data: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return both."""
@@ -89,16 +92,30 @@ class TIC(Quantity):
         diagonal = point.curvature.ggn_diagonal.diagonal.double()
         curved = diagonal > torch.finfo(point.curvature.risk.dtype).eps * diagonal.max()
         noise, curvature = float(covariance.sum()), float(diagonal.sum())
-        ratio = covariance[curved] / diagonal[curved]
+        ratio = float((covariance[curved] / diagonal[curved]).sum())
+        num_params = int(curved.sum())
         yield Measured(
             point.step,
             TICResult(
-                diagonal=finite(ratio.sum()) if bool(curved.any()) else None,
+                diagonal=finite(ratio) if num_params else None,
                 ratio_of_traces=finite(noise / curvature) if curvature > 0 else None,
-                noise_trace=noise,
-                curvature_trace=curvature,
-                num_params=int(curved.sum()),
+                noise_trace=finite(noise),
+                curvature_trace=finite(curvature),
+                num_params=num_params,
                 num_data=count,
                 seconds=time.perf_counter() - begin,
+                notes=tuple(_missing(noise, curvature, ratio, num_params)),
             ),
         )
+
+
+def _missing(noise: float, curvature: float, ratio: float, num_params: int) -> Iterable[str]:
+    """Say why numbers are missing."""
+    if finite(noise) is None:
+        yield "the covariance of the gradients is not finite: the run has diverged"
+    if finite(curvature) is None:
+        yield "the curvature is not finite: the run has diverged"
+    elif not num_params:
+        yield "no parameter has curvature"
+    elif finite(noise) is not None and None in (finite(ratio), finite(noise / curvature)):
+        yield "noise over curvature is too large for a number"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from typing import Any
 
@@ -12,16 +13,20 @@ from torch import Tensor, nn
 from curvops.errors import InputError
 from curvops.training import (
     TIC,
+    Alpha,
     ExactAlpha,
+    GradientNoise,
     HessianTrace,
     Monitor,
     Quantity,
     Sharpness,
     SubspaceOverlap,
+    SubspaceOverlapResult,
     stability,
 )
 from curvops.training.curvature import Probe
 from tests.cases import randint, randn, seeded
+from tests.training.test_gradient_noise import diverging
 
 DATA = [
     (X, y)
@@ -378,3 +383,62 @@ def test_what_has_not_converged_is_told_in_the_record() -> None:
     assert found is not None
     assert not found.values["converged"]
     assert "residual above 1e-12" in found.values["notes"][0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_a_diverged_run_lacks_says_why(dtype: torch.dtype) -> None:
+    quantities = [SubspaceOverlap(every=10, k=2), TIC(every=10)]
+    run = diverging(quantities, dtype, individual="functional").run
+    missing = dict.fromkeys(("subspace_overlap", "tic"), 0)
+    for record in run.records:
+        if record.quantity == "subspace_overlap":
+            lost = record.values["gradient_fraction"] is None
+            # The span of a linear model never moves, and its gradient lies in it at the start.
+            assert lost or record.values["gradient_fraction"] > 0.1
+        elif record.quantity == "tic":
+            names = ("diagonal", "ratio_of_traces", "noise_trace")
+            lost = any(record.values[name] is None for name in names)
+        else:
+            continue
+        assert lost == any("diverged" in note for note in record.values["notes"])
+        missing[record.quantity] += lost
+    assert min(missing.values()) > 10
+
+
+def test_no_curvature_says_so() -> None:
+    model = nn.Linear(6, 3).double()
+    monitor = Monitor(model, lambda f, y: f.sum(), None, [TIC(every=1)], data=DATA, reduction="sum")
+    monitor.backward(*DATA[0])
+    found = monitor.latest("tic")
+    assert found is not None
+    assert found.values["diagonal"] is None
+    assert found.values["notes"] == ["no parameter has curvature"]
+
+
+def test_a_fraction_that_is_missing_prints() -> None:
+    result = SubspaceOverlapResult(None, None, None, 0.1, 2, True, 3, 0.0)
+    assert "– of the gradient" in str(result)
+
+
+def test_every_is_asked_once_a_step() -> None:
+    """A function that answers at random must not be asked again for the same step."""
+    draw, asked = random.Random(0), []
+
+    def every(step: int) -> bool:
+        asked.append(step)
+        return draw.random() < 0.5
+
+    with seeded(0):
+        model = nn.Linear(6, 3).double()
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    monitor = Monitor(
+        model, nn.CrossEntropyLoss(), sgd, [GradientNoise(every), Alpha(lambda s: every(-s - 1))]
+    )
+    for i in range(40):
+        monitor.backward(*DATA[i % 3])
+        sgd.step()
+        sgd.zero_grad()
+    monitor.close()
+    assert len(asked) == len(set(asked)) == 80
+    for name in ("gradient_noise", "alpha"):
+        assert 10 < sum(r.quantity == name for r in monitor.records) < 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from curvops.training import EarlyStopping, GradientNoise, Monitor
 from curvops.training.gradient_noise import SignalToNoise, noise_of
+from curvops.training.mean_variance import variance_of_mean
+from curvops.training.quantity import Setting
 from tests.cases import randint, randn, seeded
 
 B = 24
@@ -207,3 +210,103 @@ def test_prints() -> None:
     measure(model, X, y, Spy())
     assert "noise scale" in str(captured[0].result)
     assert f"(B = {B})" in str(captured[0].result)
+
+
+def diverging(
+    quantities: list[Any], dtype: torch.dtype, steps: int = 400, **options: Any
+) -> Monitor:
+    """Gradient descent whose loss leaves the range of the dtype, one step at a time."""
+    with seeded(0):
+        model = nn.Linear(5, 1).to(dtype)
+    X, y = randn(32, 5, seed=1).to(dtype), randn(32, 1, seed=2).to(dtype)
+    sgd = torch.optim.SGD(model.parameters(), lr=20.0)
+    monitor = Monitor(model, nn.MSELoss(), sgd, quantities, **options)
+    for _ in range(steps):
+        monitor.backward(X, y)
+        sgd.step()
+        sgd.zero_grad()
+    monitor.close()
+    assert not all(p.isfinite().all() for p in model.parameters())
+    return monitor
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_run_that_diverges_goes_on(dtype: torch.dtype) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantities = [GradientNoise(), EarlyStopping(every=1)]
+        run = diverging(quantities, dtype, individual="functional").run
+    numbers = ("squared_norm", "trace", "trace_stderr", "noise_scale", "norm_test")
+    found = {"ok": 0, "undetermined": 0}
+    for record in run.records:
+        if record.quantity == "gradient_noise":
+            found[record.values["status"]] += 1
+            missing = [record.values[name] is None for name in numbers]
+            assert not any(missing) if record.values["status"] == "ok" else any(missing)
+        if record.quantity == "early_stopping":
+            assert (record.values["evidence"] is None) == (record.values["status"] != "ok")
+    assert min(found.values()) > 5
+
+
+@pytest.mark.parametrize("scale", [2.0**-500, 2.0**250, 2.0**500])
+def test_noise_scales_with_the_gradient(scale: float) -> None:
+    """Squares of ‖g‖² leave the range of floats; nothing but the trace has a unit."""
+    G = randn(B, 50, seed=3) + 0.5
+    square, inner = G.square().sum(1), G @ G.mean(0)
+    one, other = noise_of(square, inner), noise_of(square * scale**2, inner * scale**2)
+    for name in ("noise_scale", "noise_scale_stderr", "norm_test", "inner_product_test"):
+        assert other[name] == one[name]
+    for name in ("squared_norm", "trace", "trace_stderr", "signal"):
+        assert other[name] == one[name] * scale**2
+
+
+def test_the_variance_of_what_has_diverged_is_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert variance_of_mean(np.array([1e200, -1e200])) == math.inf
+        assert math.isnan(variance_of_mean(np.array([1.0, math.inf])))
+
+
+class WithEmpty(nn.Module):
+    """A layer, and a parameter that may have no elements."""
+
+    def __init__(self, shape: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.first = None if shape is None else nn.Parameter(torch.empty(shape).double())
+        with seeded(1):
+            self.layer = nn.Linear(6, 3).double()
+
+    def forward(self, X: Tensor) -> Tensor:
+        empty = 0.0 if self.first is None else self.first.sum()
+        return self.layer(X) + empty
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (50, 0)])
+@pytest.mark.parametrize("coordinates", [None, 10])
+def test_parameters_without_elements_are_left_out(
+    shape: tuple[int, ...], coordinates: int | None
+) -> None:
+    X, y = randn(B, 6, seed=1), randint(3, B, seed=2)
+    found = []
+    for model in (WithEmpty(None), WithEmpty(shape)):
+        quantities = GradientNoise(coordinates=coordinates), EarlyStopping(every=1)
+        monitor = measure(model, X, y, *quantities, individual="functional")
+        found.append([
+            {k: v for k, v in monitor.latest(q.name).values.items() if k != "seconds"}
+            for q in quantities
+        ])  # fmt: skip
+    assert found[0] == found[1]
+    assert found[1][0]["signal_to_noise"] > 0
+
+
+def test_the_sample_is_that_of_the_model_without_empty_parameters() -> None:
+    shapes = [torch.Size(s) for s in ((50, 0), (200, 20), (0,), (200,))]
+    rows = []
+    for some in (shapes, [s for s in shapes if s.numel()]):
+        quantity = GradientNoise(coordinates=100)
+        quantity.bind(Setting([str(i) for i in range(len(some))], some, 1e-16, seed=3))
+        moments = quantity.request(0).moments
+        assert moments is not None
+        rows.append([r.tolist() for r in moments if r is not None])
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 2

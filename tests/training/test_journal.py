@@ -217,3 +217,35 @@ def test_live_in_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich")
     monitored(live=True).close()
     assert "sharpness" in capsys.readouterr().out
+
+
+def test_names_may_hold_other_ends_of_lines(tmp_path: Path) -> None:
+    log = tmp_path / "j.jsonl"
+    journal = Journal(log, {"model": "a\u2028b"})
+    journal.append([Record(0, "x\u2028y", {"a": 1.0, "layers": ["\x85", "\u2029"]})])
+    journal.close()
+    run = read_journal(log)
+    assert run.header == {"model": "a\u2028b"}
+    assert run.records == (Record(0, "x\u2028y", {"a": 1.0, "layers": ["\x85", "\u2029"]}),)
+
+
+@pytest.mark.parametrize("torn", ['{"curvops_tr', "{", '{"cur\n{"curvops_tra', '{"curv\n'])
+def test_a_journal_that_begins_with_a_torn_header_is_continued(tmp_path: Path, torn: str) -> None:
+    log = tmp_path / "run.jsonl"
+    log.write_text(torn)
+    for count in (1, 2):
+        run = monitored(log, steps=2)
+        run.close()
+        assert read_journal(log).records == run.records
+        assert log.read_text().startswith(torn.rstrip("\n") + "\n")
+        with pytest.raises(DataError, match=f"holds {count}"):
+            read_journal(log, run=count)
+
+
+@pytest.mark.parametrize("text", ['{\n  "a": 1\n}', '{"curvop": 1}', "curvops"])
+def test_what_only_looks_like_a_torn_header_is_not_touched(tmp_path: Path, text: str) -> None:
+    log = tmp_path / "other.json"
+    log.write_text(text)
+    with pytest.raises(DataError, match="no journal"):
+        monitored(log)
+    assert log.read_text() == text

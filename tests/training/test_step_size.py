@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +15,10 @@ from torch import nn
 
 from curvops.errors import InputError
 from curvops.risk import EmpiricalRisk
-from curvops.training import exact_step, fit_step
+from curvops.training import Alpha, ExactAlpha, Quantity, exact_step, fit_step
+from curvops.training.step_size import STATUSES
 from tests.cases import randn
+from tests.training.test_gradient_noise import diverging
 
 mpmath = pytest.importorskip("mpmath")
 
@@ -150,3 +156,103 @@ def test_exact_step_takes_one_step_even_of_length_zero() -> None:
         exact_step(risk, torch.zeros(3, 2))
     tiny = exact_step(risk, torch.full((3,), 1e-30))
     assert tiny.length == pytest.approx(math.sqrt(3) * 1e-30)
+
+
+def exact_fit(
+    f: list[float], g: list[float], t: float, v: tuple[float, ...]
+) -> tuple[Fraction, Fraction]:
+    """α and its variance by the normal equations for f(t) − f(0), t f'(0), t f'(t), exactly."""
+    f0, ft, g0, gt, length = (Fraction(x) for x in (*f, *g, t))
+    vf0, vft, vg0, vgt = (Fraction(x) for x in v)
+    rows = [(1, 1, ft - f0, vf0 + vft), (1, 0, length * g0, length**2 * vg0)]
+    rows.append((1, 2, length * gt, length**2 * vgt))
+    aa, ab, bb = (sum(r[i] * r[j] / r[3] for r in rows) for i, j in ((0, 0), (0, 1), (1, 1)))
+    ay, by = (sum(r[i] * r[2] / r[3] for r in rows) for i in (0, 1))
+    det = aa * bb - ab * ab
+    w1, w2 = (bb * ay - ab * by) / det, (aa * by - ab * ay) / det
+    j1, j2 = 2 * w2 / w1**2, -2 / w1
+    return -2 * w2 / w1 - 1, (j1**2 * bb - 2 * j1 * j2 * ab + j2**2 * aa) / det
+
+
+def test_observations_of_any_size() -> None:
+    """Exponents over the whole range of floats: no exception, and α and its error are exact."""
+    draw = random.Random(0)
+    checked = 0
+    for case in range(2400):
+        reach = (3, 20, 100, 320)[case % 4]
+
+        def number(reach: int = reach) -> float:
+            if draw.random() < 0.1:
+                return 0.0
+            exponent = draw.randint(-reach, min(reach, 307))
+            return draw.choice((-1, 1)) * draw.uniform(1.0, 9.0) * 10.0**exponent
+
+        f, g, t = [number(), number()], [number(), number()], abs(number())
+        v = draw.choice((None, [0.0] * 4, [abs(number()) for _ in range(4)]))
+        step = fit_step(f, g, t, v)
+        if step.status == "undetermined":
+            assert step.notes
+            continue
+        numbers = (step.alpha, step.stderr, *step.coefficients, *step.variances)
+        assert not any(math.isnan(x) for x in numbers)
+        weighed = all(0.0 < x < math.inf for x in step.variances)
+        if step.status == "zero_step" or not math.isfinite(step.alpha) or not weighed:
+            continue
+        alpha, variance = exact_fit(f, g, t, step.variances)
+        error = Fraction(step.alpha) - alpha
+        # What is given is rounded too: to eps, by which a variance never falls short.
+        assert error**2 <= Fraction(1e-6) ** 2 * (variance + alpha**2 + 1)
+        if 1e-280 < step.stderr < 1e100:
+            stderr_variance = Fraction(step.stderr) ** 2
+            assert abs(stderr_variance - variance) <= Fraction(1e-6) * variance
+        checked += 1
+    assert checked > 500
+
+
+def test_huge_observations_by_their_formula() -> None:
+    step = fit_step([1e160, 1e170], [-1e80, 1e90], 1e60, [1e300] * 4)
+    assert (step.alpha, step.status) == (-1.0, "linear")  # the slopes' noise is 1e150
+    tiny = fit_step([-9.27e-30, -1.03e-179], [5.9e-62, 0.0], 1.7e298, [6.5e-213, 0.0, 6.8e27, 0.0])
+    assert (tiny.alpha, tiny.status) == (1.0, "concave")
+    apart = fit_step(
+        [-1.017621129386212e17, 0.0], [-3.624557031790871e89, 9.764409759589112e-133],
+        1.2856183542315253e287, None,
+    )  # fmt: skip
+    assert apart.status == "undetermined"
+    assert "too far apart" in apart.notes[0]
+    scaled = fit_step([2e300, 2e300], [-2e300, 2e300], 4.0, [0.0] * 4)
+    assert (scaled.alpha, scaled.status) == (pytest.approx(1.0), "ok")
+    unknown = fit_step([2.0, 0.0], [-2.0, 0.0], 2.0, [math.inf, 1.0, 1.0, 1.0])
+    assert unknown.status == "undetermined"
+    assert "not finite" in unknown.notes[0]
+
+
+def test_variances_of_unequal_trust_by_the_formula() -> None:
+    f, g, t = [-131.4, 1295.6], [0.0, 0.0143], 0.149
+    step = fit_step(f, g, t, [0.0164, 1.396, 1698.2, 0.0])
+    alpha, variance = exact_fit(f, g, t, step.variances)
+    assert step.alpha == pytest.approx(float(alpha), rel=1e-9)
+    assert step.stderr == pytest.approx(math.sqrt(variance), rel=1e-9)
+
+
+def test_a_step_on_a_diverged_risk_is_undetermined() -> None:
+    risk = EmpiricalRisk(
+        lambda p, x: x * p["w"], nn.MSELoss(), {"w": torch.full((3,), 1e30)},
+        [(torch.ones(2, 3),) * 2],
+    )  # fmt: skip
+    step = exact_step(risk, torch.full((3,), -1.0))
+    assert step.status == "undetermined"
+    assert "not finite" in step.notes[0]
+
+
+@pytest.mark.parametrize("make", [Alpha, partial(Alpha, end="own"), partial(ExactAlpha, every=7)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.filterwarnings("ignore:step .* exact_alpha failed")
+def test_a_run_that_diverges_goes_on(make: Callable[[], Quantity], dtype: torch.dtype) -> None:
+    quantity = make()
+    records = [r for r in diverging([quantity], dtype).records if r.quantity == quantity.name]
+    statuses = [r.values["status"] for r in records]
+    assert set(statuses) <= {*STATUSES, "failed"}
+    assert "ok" in statuses
+    assert set(statuses[len(statuses) // 2 :]) <= {"undetermined", "failed"}
+    assert all(r.values["alpha"] is not None for r in records if r.values["status"] == "ok")
