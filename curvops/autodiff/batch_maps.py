@@ -7,12 +7,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from enum import Enum
+from types import EllipsisType, NoneType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.func import grad, jvp, vmap
 
+from curvops.autodiff.constants import ConstantParts
 from curvops.autodiff.linearization import Blocks, Linearization
 from curvops.autodiff.memory import is_out_of_memory
 from curvops.autodiff.model import FunctionalModel
@@ -38,6 +42,12 @@ TRACE_ERRORS = (
     LookupError,
 )
 """What torch raises where a model cannot be traced; anything else is the model's own error."""
+
+_PLAIN = (
+    str, bytes, int, float, complex, bool, NoneType, EllipsisType, range, slice,
+    torch.dtype, torch.device, torch.layout, torch.memory_format,
+)  # fmt: skip
+"""Types whose values are all that their text shows."""
 
 
 class BatchMap(Protocol):
@@ -162,7 +172,7 @@ class Tracer:
     def __call__(self, lin: Linearization, extras: Sequence[Tensor]) -> ResidualMap:
         """Return the map of a batch, tracing it if its shape is new."""
         params, batch = [p.detach() for p in lin.params], lin.batch
-        shape = (*_signature(batch), *(tuple(t.shape) for t in extras))
+        shape = (self._model.modes(), *_signature(batch), *(tuple(t.shape) for t in extras))
         fixed = self._model.fixed().values()
         inputs = [*params, *fixed, *tensors_of((batch.X, batch.y)), *extras]
         if shape not in self._traced:
@@ -183,17 +193,30 @@ class Tracer:
     def _trace(
         self, lin: Linearization, inputs: list[Tensor], extras: Sequence[Tensor]
     ) -> TracedProduct:
-        vector = self._product.example(lin)
+        def traced_by(forward: bool) -> TracedProduct:
+            with self._model.attributes_kept():  # a cache that was filled would hold no values
+                function = self._function(lin.batch, len(extras), forward)
+                return trace(function, inputs, self._product.example(lin))
+
         try:
-            traced = trace(self._function(lin.batch, len(extras), True), inputs, vector)
-            if self._is_right(traced, lin, inputs, extras):
-                return traced
+            if not self._has_constant_parts(lin):
+                traced = traced_by(forward=True)
+                if self._is_right(traced, lin, inputs, extras):
+                    return traced
         except TRACE_ERRORS as error:
             if is_out_of_memory(error):
                 raise
         # Forward mode does not reach everything (checkpointing, some kernels), and torch's goes
         # through torch.no_grad; reverse over reverse does what autograd does, or fails for good.
-        return trace(self._function(lin.batch, len(extras), False), inputs, vector)
+        return traced_by(forward=False)
+
+    def _has_constant_parts(self, lin: Linearization) -> bool:
+        """Tell whether forward mode would go where autograd does not, whatever the values are."""
+        own = Linearization(lin.predict, self._loss, lin.params, lin.batch)
+        parts = ConstantParts()
+        with parts:
+            _ = own.prediction if self._loss is None else own.total
+        return parts.found
 
     def _is_right(
         self,
@@ -246,8 +269,20 @@ def _norm(blocks: Blocks) -> float:
 
 
 def _signature(batch: Batch) -> tuple[Any, ...]:
-    """Return what a trace depends on: structure, shapes, dtypes and every other leaf."""
-    return tuple(
-        (path, tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else (path, repr(leaf))
-        for path, leaf in leaves((batch.X, batch.y))
+    """Return what a trace depends on: structure, shapes, dtypes and every other leaf.
+
+    Raises:
+        TypeError: If a leaf may hold tensors, which would be baked in.
+    """
+    return tuple((path, *_described(path, leaf)) for path, leaf in leaves((batch.X, batch.y)))
+
+
+def _described(path: str, leaf: Any) -> tuple[Any, ...]:
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape), leaf.dtype
+    if type(leaf) in _PLAIN or isinstance(leaf, (Enum, np.generic)):
+        return type(leaf), repr(leaf)
+    raise TypeError(
+        f"a batch holds a {type(leaf).__name__} at (X, y){path}, whose content would be taken for "
+        "a constant; tensors in dicts, tuples and lists can be traced"
     )

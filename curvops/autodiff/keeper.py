@@ -70,7 +70,8 @@ class Keeper:
     ) -> None:
         self._model, self._loss, self._product, self.options = model, loss, product, options
         self._kept: _Kept | None = None
-        self._forms = Forms(model, loss, product, options)
+        self._forms_of: dict[Any, Forms] = {}
+        self._forms = self._forms_in(model.modes())
         self._streaming = options.keep == "nothing"
         self._announced = self._products = 0
         self._seconds = 0.0
@@ -167,9 +168,10 @@ class Keeper:
         columns: Tensor,
     ) -> Generator[tuple[Batch, BatchMap, torch.Size | None], None, None]:
         num_columns = len(columns)
-        key = (
-            None if self._streaming else state_of([*params.values(), *self._model.fixed().values()])
-        )
+        modes = self._model.modes()
+        self._forms = self._forms_in(modes)
+        tensors = [*params.values(), *self._model.fixed().values()]
+        key = None if self._streaming else (modes, state_of(tensors))
         if self._kept is not None and self._kept.key != key:
             self.release()
         keeping = not self._streaming and self._pays_to_keep(num_columns)
@@ -213,6 +215,13 @@ class Keeper:
         finally:
             if not kept.complete:  # interrupted while building
                 self.release()
+
+    def _forms_in(self, modes: tuple[bool, ...]) -> Forms:
+        """Return the forms of a train or eval mode, with what was traced and measured in it."""
+        if modes not in self._forms_of:
+            forms = Forms(self._model, self._loss, self._product, self.options)
+            self._forms_of[modes] = forms
+        return self._forms_of[modes]
 
     def _parts(
         self,

@@ -47,6 +47,7 @@ class FunctionalModel:
         )
         self._slots = {} if self.module is None else _slots(self.module)
         self._buffers = {} if self.module is None else _buffer_slots(self.module)
+        self._modules = [] if self.module is None else list(self.module.modules())
         self.names = names
         self.clone_buffers = False
         self._held: dict[str, Tensor] = {}
@@ -84,6 +85,23 @@ class FunctionalModel:
         values = {n: owner[key].detach() for n, (owner, key) in (own | self._buffers).items()}
         return values | self._held
 
+    def modes(self) -> tuple[bool, ...]:
+        """Return which modules are in train mode: in another one it is another function."""
+        return tuple([m.training for m in self._modules])
+
+    @contextmanager
+    def attributes_kept(self) -> Iterator[None]:
+        """Put back, on leaving, what modules were holding: a cache may be of no use outside."""
+        before = [(module, dict(vars(module))) for module in self._modules]
+        try:
+            yield
+        finally:
+            for module, held in before:
+                now = vars(module)
+                for name in [name for name in now if now[name] is not held.get(name)]:
+                    del now[name]
+                now.update({name: value for name, value in held.items() if name not in now})
+
     def places(self) -> Iterator[tuple[nn.Module, dict[str, str]]]:
         """Yield the modules that hold parameters that vary, with their names by attribute."""
         held: dict[int, dict[str, str]] = {}
@@ -104,6 +122,9 @@ class FunctionalModel:
         self, params: Mapping[str, Tensor], fixed: Mapping[str, Tensor] | None = None
     ) -> Iterator[Callable[[Any], Tensor]]:
         """Substitute parameters and yield ``X -> prediction``.
+
+        The caller's ``torch.autocast`` is off until it is closed: losses and derivatives are
+        computed in the dtypes of what they get.
 
         Args:
             params: A tensor for each of the names that vary.
@@ -149,6 +170,8 @@ class FunctionalModel:
         with ExitStack() as stack:
             for context in self._second_order_kernels(device):
                 stack.enter_context(context)
+            if torch.is_autocast_enabled(device.type):
+                stack.enter_context(torch.autocast(device.type, enabled=False))
             if self.module is not None:
                 stack.enter_context(self._substituted(self.module, params, fixed))
             yield

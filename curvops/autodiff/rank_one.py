@@ -23,22 +23,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from curvops.autodiff.batch_maps import TRACE_ERRORS
 from curvops.autodiff.collector import (
     CONVOLUTIONS,
+    ROUNDING,
     Call,
+    Layer,
+    are_separate,
     collecting,
+    is_plain,
     output_gradients,
+    pad_widths,
+    passes_only,
+    random_cotangent,
     supported_layers,
 )
 from curvops.autodiff.linearization import Blocks, Linearization
+from curvops.autodiff.memory import is_out_of_memory
 from curvops.autodiff.model import FunctionalModel
 from curvops.autodiff.tracing import storage_bytes
 
 Scores = Callable[[Linearization], list[Tensor] | None]
 """Scores s_r of the prediction's shape; ``None`` where A_b is not a sum of such terms."""
 
-_ROUNDING = 1e3
-"""Times the machine precision that sums over a batch in two orders may differ."""
+_STEP = 0.05
+"""Beside half its root mean square: how far a parameter is moved, so that zeros move too."""
 _NEGLIGIBLE = 1e-2
 """Of the whole gradient: what a parameter's may be below and still be compared with it."""
 
@@ -115,20 +124,10 @@ def _map_of(module: nn.Module, a: Tensor) -> tuple[_Map, Tensor]:
         padding = (0,) * len(module.kernel_size)
     elif padding == "same" or module.padding_mode != "zeros":
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        a = F.pad(a, _pad_widths(module), mode)
+        a = F.pad(a, pad_widths(module), mode)
         padding = (0,) * len(module.kernel_size)
     geometry = module.kernel_size, module.stride, padding, module.dilation, module.groups
     return _Convolution(*geometry), a
-
-
-def _pad_widths(module: Any) -> list[int]:
-    """Return what is padded before and after each axis, the last one first, as F.pad has it."""
-    if module.padding == "same":
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        widths = [(t // 2, t - t // 2) for t in total]
-    else:
-        widths = [(p, p) for p in module.padding]
-    return [width for pair in reversed(widths) for width in pair]
 
 
 @dataclass(frozen=True)
@@ -241,22 +240,30 @@ class RankOneMap:
 
 
 def rank_one_map(
-    model: FunctionalModel, lin: Linearization, scores: Scores, *, verify: bool
+    model: FunctionalModel,
+    lin: Linearization,
+    scores: Scores,
+    *,
+    verify: bool,
+    trusted: bool = False,
 ) -> RankOneMap | None:
     """Return v ↦ Σ_r Σ_n g_rn (g_rnᵀ v), g_rn = J_nᵀ s_rn, without J where layers allow it.
 
     Costs one forward pass and, per set of scores, one backward pass without the parameters'
-    gradients; ``verify`` one of each and a backward pass more. The model must be open
-    (:meth:`~curvops.autodiff.model.FunctionalModel.at`) at the point of ``lin``.
+    gradients; ``verify`` two such and one with them more, and another forward pass. The
+    model must be open (:meth:`~curvops.autodiff.model.FunctionalModel.at`) at the point of ``lin``.
 
     Args:
         model: The model.
         lin: The mini-batch; its own graph is not built.
         scores: Makes the scores from a linearization of the same batch, each of the prediction's
             shape, data on the first axis.
-        verify: Check on this batch that what is collected is all that the parameters do, and
-            that data do not influence one another: for random scores and random weights c_n,
-            Σ_n c_n g_n must be what automatic differentiation says of Jᵀ(c s).
+        verify: Check on this batch that layers do what they are named after, and that data do
+            not influence one another: for random scores and random weights c_n, Σ_n c_n g_n
+            must be what automatic differentiation says of Jᵀ(c s); and at random parameters
+            nearby, where no derivative vanishes that need not, scores c_n s_n must give c_n times
+            the gradients with respect to every layer's output.
+        trusted: Leave out the first of these, which another batch has passed.
 
     Returns:
         The map; ``None`` where it is not of this form: parameters of other layers than linear
@@ -290,23 +297,49 @@ def rank_one_map(
         return None
     if fresh.is_constant:  # what was collected, if anything, was discarded by the model
         return _assembled(fresh, [], s)
-    if verify and not _is_complete(fresh, calls):
+    if not passes_only(prediction, calls, fresh.params):
         return None
-    return _assembled(fresh, calls, s)
+    if verify and not trusted and not _is_complete(fresh, calls):
+        return None
+    found = _assembled(fresh, calls, s)
+    del fresh, prediction, calls  # the graph: the other point needs one of its own
+    return found if not verify or _is_separate_nearby(model, layers, lin) else None
+
+
+def _is_separate_nearby(
+    model: FunctionalModel, layers: Sequence[Layer], lin: Linearization
+) -> bool:
+    """Check at other parameters, since a head that starts at zero hides what is below it."""
+    g = torch.Generator(lin.params[0].device).manual_seed(1)
+    moved = []
+    for p in lin.params:
+        p = p.detach()
+        noise = torch.randn(p.shape, generator=g, device=g.device, dtype=p.dtype).to(p)
+        moved.append((p + (p.square().mean().sqrt() / 2 + _STEP) * noise).requires_grad_())
+    for params in (moved, lin.params):  # those at hand where the model is not made for others
+        with model.at(dict(zip(model.names, params, strict=True))) as predict:
+            try:
+                with collecting(layers) as calls:
+                    f = Linearization(predict, None, params, lin.batch).prediction
+            except TRACE_ERRORS as error:
+                if is_out_of_memory(error) or params is lin.params:
+                    raise
+                continue
+            if f.requires_grad and f.isfinite().all():
+                return passes_only(f, calls, params) and are_separate(f, calls)
+    return False
 
 
 def _is_complete(lin: Linearization, calls: Sequence[Call]) -> bool:
     f = lin.prediction
-    g = torch.Generator().manual_seed(0)  # any numbers will do: equality holds for all or none
-    s = torch.randn(f.shape, generator=g, dtype=torch.float64).to(f)
-    c = 0.5 + torch.rand(len(f), generator=g, dtype=torch.float64).to(f)
+    s, c = random_cotangent(f)
     collected = _assembled(lin, calls, [s])
     if collected is None:
         return False
     with torch.no_grad():
         ours = collected.pull(c.reshape(1, 1, -1))
     truth = lin.vjp(c.reshape(-1, *[1] * (f.ndim - 1)) * s)
-    eps = _ROUNDING * torch.finfo(f.dtype).eps
+    eps = ROUNDING * torch.finfo(f.dtype).eps
     whole = torch.stack([t.norm() for t in truth]).norm()
     return all(
         bool((a[0] - t).norm() <= eps * torch.maximum(t.norm(), _NEGLIGIBLE * whole))
@@ -324,20 +357,13 @@ def _assembled(
     for call, gradients in zip(calls, collected, strict=False):
         if gradients[0] is None:
             continue
-        if not all(_is_plain(t, like, len(f)) for t in (call.input, *gradients)):
+        if not all(is_plain(t, like, len(f)) for t in (call.input, *gradients)):
             return None
         used.append((call, gradients[0][None] if len(scores) == 1 else torch.stack(gradients)))
     with torch.no_grad():
         terms = _terms(used, lin.params)
     shapes = [p.shape for p in lin.params]
     return RankOneMap(shapes, terms, (len(scores), len(f)), like, lin.is_constant)
-
-
-def _is_plain(t: Tensor, like: Tensor, N: int) -> bool:
-    """Whether a tensor is a dense one of the parameters' dtype with the data on its first axis."""
-    if t.is_nested or t.layout is not torch.strided or t.dtype != like.dtype:
-        return False
-    return t.ndim > 1 and len(t) == N
 
 
 def _terms(used: Sequence[tuple[Call, Tensor]], params: Blocks) -> list[_Factors | _Rows]:

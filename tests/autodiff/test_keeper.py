@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curvops import EmpiricalRisk
@@ -365,6 +366,116 @@ def test_a_product_is_at_the_current_parameters(followed: Any, change: str) -> N
     assert (before - expected).abs().max() > 1e-9 * expected.abs().max()
     assert_same(operator @ v, expected)
     assert_same(operator @ v, expected)
+
+
+def _normed(affine: bool = True) -> Problem:
+    with cases.seeded(0):
+        norm = nn.BatchNorm1d(4, affine=affine)
+        layers = (nn.Linear(3, 4), norm, nn.Tanh(), nn.Linear(4, 3))
+        model = nn.Sequential(*layers).double().eval()
+    batches = cases.cut(cases.randn(8, 3, seed=1), cases.randint(3, 8, seed=2), (4, 4))
+    return Problem(model, nn.CrossEntropyLoss(), model, batches)
+
+
+@pytest.mark.parametrize("release", [False, True], ids=["kept", "released"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", [HESSIAN, GGN])
+def test_a_product_is_in_the_current_mode(kind: Any, form: str, release: bool) -> None:
+    """Of any module; coming back to a mode, what was traced in it is used again."""
+    problem = _normed()
+    operator = problem.build(kind, keep=form, check_deterministic=False)
+    v = vectors(operator)
+
+    def check() -> Tensor:
+        fresh = problem.build(kind, keep="nothing", check_deterministic=False)
+        for _ in range(2):
+            assert_same(operator @ v, expected := fresh @ v)
+        if release:
+            operator.release()
+        return expected
+
+    evaluated = check()
+    problem.model[1].train()
+    assert differ(check(), evaluated)
+    problem.model.eval()
+    assert torch.equal(check(), evaluated)
+
+
+@pytest.mark.parametrize("form", ["auto", "layers"])
+def test_layers_are_looked_for_in_every_mode(form: str) -> None:
+    """In train mode a datum's gradient is not a sum over its own layer inputs."""
+    problem = _normed(affine=False)
+    operator = problem.build(EF, keep=form, check_deterministic=False)
+    operator._keeper._forms._tried_layers = False  # whichever is faster
+    v = vectors(operator)
+    for _ in range(3):
+        operator @ v
+    problem.model.train()
+    expected = problem.build(EF, keep="nothing", check_deterministic=False) @ v
+    if form == "layers":
+        with pytest.raises(DifferentiationError, match="layers"):
+            operator @ v
+    else:
+        for _ in range(3):
+            assert_same(operator @ v, expected)
+
+
+# The caller's autocast ----------------------------------------------------------------------
+
+
+EVERY_WAY = [(kind, form) for kind in KINDS for form in (*FORMS, "auto")]
+EVERY_WAY += [("ef", "layers"), ("fisher", "layers")]
+
+
+@pytest.mark.parametrize(("kind", "form"), EVERY_WAY)
+def test_autocast_around_a_product_changes_nothing(kind: str, form: str) -> None:
+    """Neither the product nor what is kept for later ones."""
+    with cases.seeded(0):
+        model = cases.mlp()
+    batches = cases.cut(cases.randn(8, 3, seed=1).float(), cases.randint(3, 8, seed=2), (4, 4))
+    problem = Problem(model, nn.CrossEntropyLoss(), model, batches)
+    own, plain = (problem.build(KINDS[kind], keep=form, columns="loop") for _ in range(2))
+    V = vectors(own, 2).float()
+    for _ in range(2):
+        plain @ V
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = own @ V
+        assert torch.is_autocast_enabled("cpu") is False
+        rtol = 1e-5 if form == "auto" else 0.0
+        assert_same(inside, plain @ V, rtol=rtol)
+        assert_same(own @ V, plain @ V, rtol=rtol)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_autocast_around_a_risk_changes_nothing(autocast: Any) -> None:
+    """What the risk itself is asked to compute in stays."""
+    with cases.seeded(0):
+        model = cases.mlp()
+    batches = cases.cut(cases.randn(8, 3, seed=1).float(), cases.randint(3, 8, seed=2), (4, 4))
+    loss = _Bilinear()
+    problem = Problem(model, loss, model, batches)
+    risk = problem.risk(autocast=autocast, reduction="mean")
+    thetas = torch.stack([risk.theta, 0.9 * risk.theta], 1)
+    computed: list[Callable[[], Tensor]] = [
+        risk.loss,
+        risk.gradient,
+        lambda: risk.losses(thetas),
+        lambda: risk.gradients(thetas),
+        lambda: torch.cat(list(risk.per_sample_gradients())),
+    ]
+    for compute in computed:
+        expected = compute()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(compute(), expected)
+        assert torch.equal(compute(), expected)
+
+
+class _Bilinear(nn.Module):
+    """A loss that autocast would round: it multiplies matrices."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        f = prediction.float()
+        return F.cross_entropy(f @ torch.eye(3).add(0.1), target)
 
 
 BUFFERS: dict[str, Tensor] = {

@@ -17,7 +17,9 @@ from torch.nn.utils import parametrizations
 
 from curvops import EFLinearOperator, FisherMCLinearOperator
 from curvops.autodiff import Linearization
+from curvops.autodiff import forms as forms_module
 from curvops.autodiff.rank_one import RankOneMap, rank_one_map
+from curvops.errors import DifferentiationError
 from curvops.operators.curvature import CurvatureLinearOperator
 from tests import cases
 from tests.autodiff import problems
@@ -419,6 +421,208 @@ def test_a_batch_that_no_parameter_influences(model: type[nn.Module]) -> None:
     (other, *_) = maps_of(problems.mlp().build(EFLinearOperator))
     assert other is not None
     assert not other.is_constant
+
+
+# Where the first batch at the first point says nothing ------------------------------------------
+
+
+class TiedAutoencoder(nn.Module):
+    """A weight that is used again, as a function, below a head that starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Linear(3, 4), nn.Linear(3, CLASSES)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.encoder(x))
+        return self.head(torch.tanh(F.linear(h, self.encoder.weight.t())))
+
+
+class Centred(nn.Module):
+    """Data are compared with those of their batch, if they should be."""
+
+    def __init__(self, applies: Callable[[Tensor], bool] = lambda _: True) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, CLASSES)
+        self.applies = applies
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        return self.head(h - h.mean(0) if self.applies(x) else h)
+
+
+def _zero_head() -> nn.Module:
+    model: Any = Centred()
+    nn.init.zeros_(model.head.weight)
+    return model
+
+
+class Branching(nn.Module):
+    """The weight is used as a function for some data, or at some parameters."""
+
+    def __init__(self, odd: Callable[[Tensor, Tensor], bool]) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 3), nn.Linear(3, CLASSES)
+        self.odd = odd
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.inner(x))
+        if self.odd(x, self.inner.bias):
+            h = torch.tanh(F.linear(h, self.inner.weight))
+        return self.head(h)
+
+
+def at_start(make: Callable[[], nn.Module], sizes: tuple[int, ...]) -> Problem:
+    """A problem at the module's own parameters."""
+    p = problems.problem(make, cases.randn(sum(sizes), 3, seed=1), sizes)
+    return replace(p, params=p.model)
+
+
+def train(p: Problem, epochs: int = 5) -> None:
+    optimizer = torch.optim.SGD(p.model.parameters(), lr=0.5)
+    for _ in range(epochs):
+        for X, y in p.batches:
+            optimizer.zero_grad()
+            p.loss(p.model(X), y).backward()
+            optimizer.step()
+
+
+LATE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "tied-autoencoder": (TiedAutoencoder, (4, 3)),
+    "mixing-below-zero-head": (_zero_head, (4, 3)),
+    "one-datum-first": (Centred, (1, 4, 3)),
+    "mixing-of-one-shape": (lambda: Centred(lambda x: len(x) == 3), (4, 3)),
+    "function-for-some-lengths": (lambda: Branching(lambda x, _: len(x) == 3), (4, 3)),
+    "function-at-some-values": (lambda: Branching(lambda x, _: bool(x.sum() < 0)), (4, 4)),
+}
+
+
+def late(name: str) -> Problem:
+    """A problem whose data are positive in the first batch, and negative in the second."""
+    p = at_start(*LATE[name])
+    return replace(p, batches=[(X.abs() * (-1) ** i, y) for i, (X, y) in enumerate(p.batches)])
+
+
+@pytest.mark.parametrize("kind", [EFLinearOperator, FisherMCLinearOperator])
+@pytest.mark.parametrize("name", LATE)
+def test_auto_never_takes_what_fails_later(
+    name: str, kind: type[CurvatureLinearOperator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        forms_module,
+        "interleaved_medians",
+        lambda tasks, rounds=5: {k: float(k != "layers") for k in tasks},
+    )
+    p = late(name)
+    operator = p.build(kind, compile=False).prepare(100)
+    V = vectors(operator, K)
+    for _ in range(2):
+        truth = p.build(kind, keep="nothing")
+        problems.assert_same(operator @ V, truth @ V, rtol=RTOL)
+        problems.assert_same(operator.to_dense(), truth.to_dense(), rtol=RTOL)
+        train(p)
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_layers_are_refused_where_they_fail_later(name: str) -> None:
+    p = late(name)
+    operator = p.build(EFLinearOperator, keep="layers")
+    for _ in range(2):
+        with pytest.raises(DifferentiationError, match="one term per datum"):
+            operator @ vectors(operator)
+
+
+def test_layers_are_refused_at_the_point_where_they_fail() -> None:
+    """No batch of the first point, nor one near it, could have told."""
+    odd = [False]
+    p = at_start(lambda: Branching(lambda *_: odd[0]), (4, 3))
+    fixed, auto = p.build(EFLinearOperator, keep="layers"), p.build(EFLinearOperator)
+    v = vectors(fixed)
+    problems.assert_same(fixed @ v, p.build(EFLinearOperator, keep="nothing") @ v, rtol=RTOL)
+    problems.assert_same(auto.prepare(10) @ v, fixed @ v, rtol=RTOL)
+    odd[0] = True
+    train(p, 1)
+    truth = p.build(EFLinearOperator, keep="nothing") @ v
+    problems.assert_same(auto @ v, truth, rtol=RTOL)
+    with pytest.raises(DifferentiationError, match="one term per datum"):
+        fixed @ v
+
+
+def test_single_data_are_multiplied_without_others() -> None:
+    p = problems.mlp((1, 4, 3))
+    fixed = p.build(EFLinearOperator, keep="layers")
+    problems.assert_same(fixed.to_dense(), dense(p), rtol=RTOL)
+    assert fixed.kept == "layers"
+
+
+class OnlyHere(nn.Module):
+    """A model that is not made for other parameters than its own."""
+
+    def __init__(self, fails: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, CLASSES)
+        nn.init.constant_(self.inner.bias, 0.25)
+        self.fails = fails
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.head(torch.tanh(self.inner(x)))
+        return f if bool((self.inner.bias == 0.25).all()) else self.fails(f)
+
+
+def _refuse(_: Tensor) -> Tensor:
+    raise ValueError("other parameters")
+
+
+@pytest.mark.parametrize("fails", [_refuse, lambda f: f / 0, lambda f: f.detach()])
+@pytest.mark.usefixtures("global_rng_untouched")
+def test_the_check_stays_where_the_model_is_defined(fails: Any) -> None:
+    p = at_start(lambda: OnlyHere(fails), (4, 3))
+    fixed = p.build(EFLinearOperator, keep="layers")
+    params = {name: t.detach() for name, t in p.model.named_parameters()}
+    problems.assert_same(fixed.to_dense(), dense(replace(p, params=params)), rtol=RTOL)
+    assert fixed.kept == "layers"
+
+
+@pytest.mark.parametrize("fails", [_refuse, lambda f: f / 0, lambda f: f.detach()])
+def test_data_are_compared_at_the_parameters_where_others_fail(fails: Any) -> None:
+    def fails_or_mixes() -> nn.Module:
+        return nn.Sequential(Centred(lambda x: len(x) == 3), OnlyHere(fails))
+
+    p = at_start(fails_or_mixes, (1, 4, 3))
+    operator = p.build(EFLinearOperator, keep="layers")
+    with pytest.raises(DifferentiationError, match="one term per datum"):
+        operator @ vectors(operator)
+
+
+def test_an_exhausted_memory_is_not_taken_for_a_verdict() -> None:
+    def exhaust(_: Tensor) -> Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    operator = at_start(lambda: OnlyHere(exhaust), (4, 3)).build(EFLinearOperator)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        maps_of(operator)
+
+
+@pytest.mark.parametrize("name", ["tied-autoencoder", "mixing-below-zero-head"])
+def test_single_precision_does_not_hide_it(name: str) -> None:
+    p = late(name)
+    batches = [(X.float(), y) for X, y in p.batches]
+    single = replace(p, model=p.model.float(), params=p.model, batches=batches)
+    assert maps_of(single.build(EFLinearOperator))[0] is None
+
+
+def test_only_the_first_batch_of_a_shape_costs_more() -> None:
+    p = problems.mlp((4, 4, 4, 3))
+    operator = p.build(EFLinearOperator, keep="layers")
+    v, calls = vectors(operator), []
+    p.model.register_forward_hook(lambda *_: calls.append(None))
+    plain = p.build(EFLinearOperator, keep="graph")
+    plain @ v
+    base = len(calls)
+    calls.clear()
+    operator @ v
+    assert len(calls) <= base + len(p.batches) + 2
 
 
 # What it leaves behind --------------------------------------------------------------------------

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.func import grad, jvp
 
 from curvops import EFLinearOperator, GGNLinearOperator, HessianLinearOperator
+from curvops.autodiff import batch_maps
 from curvops.autodiff.tracing import SplitProduct, split, storage_bytes, trace
+from curvops.data import Batch
 from curvops.errors import DifferentiationError
 from tests import cases
 from tests.autodiff import problems
@@ -274,6 +278,82 @@ def test_what_is_not_a_tensor_in_a_batch_is_part_of_its_shape() -> None:
     assert len(operator._keeper._forms.tracer._traced) == 3
 
 
+class _Graph:
+    """A batch that hides its tensors, and shows nothing but shapes."""
+
+    def __init__(self, seed: int) -> None:
+        self.x, self.a = cases.randn(4, 3, seed=seed), cases.rand(4, 4, seed=seed)
+
+    def __repr__(self) -> str:
+        return f"_Graph(x={list(self.x.shape)}, a={list(self.a.shape)})"
+
+
+def _of_graph(model: nn.Module, graph: _Graph) -> Tensor:
+    return model(graph.a @ graph.x)
+
+
+def _of_array(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    return model(batch["x"] * torch.from_numpy(batch["scale"])[998:1002])
+
+
+HIDING: dict[str, tuple[Any, Callable[[int], Any], Callable[[Any], int]]] = {
+    "object": (_of_graph, _Graph, lambda graph: len(graph.x)),
+    "array": (  # whose text leaves out what is in the middle
+        _of_array,
+        lambda seed: {
+            "x": cases.randn(4, 3, seed=seed),
+            "scale": cases.rand(2000, 3, seed=seed).numpy(),
+        },
+        lambda batch: len(batch["x"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HIDING)
+@pytest.mark.parametrize("kind", [HESSIAN, GGN, EFLinearOperator])
+def test_hidden_tensors_are_not_baked_in(kind: Any, what: str) -> None:
+    forward, make, size = HIDING[what]
+    with cases.seeded(0):
+        model = cases.mlp().double()
+    batches = [(make(seed), cases.randint(3, 4, seed=seed)) for seed in (1, 2, 3)]
+    problem = Problem(model, nn.CrossEntropyLoss(), cases.perturbed(model), batches)
+    options: dict[str, Any] = {"forward": forward, "batch_size_fn": size}
+    expected = problem.build(kind, keep="nothing", **options)
+    v = vectors(expected)
+    asked = problem.build(kind, keep="residuals", **options)
+    with pytest.raises(DifferentiationError, match=r"cannot be traced .*at \(X, y\)\[0\]"):
+        asked @ v
+    operator = problem.build(kind, **options)
+    operator.prepare(10**9)
+    for _ in range(2):
+        assert_same(operator @ v, expected @ v)
+    assert operator.kept != "residuals"
+
+
+class _Level(Enum):
+    LOW, HIGH = 1, 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (_Level.LOW, _Level.HIGH),
+        (np.float64(1.0), np.float64(2.0)),
+        (np.int64(1), 1),
+        (torch.float32, torch.float64),
+        (True, 1),
+        (None, "none"),
+    ],
+    ids=str,
+)
+def test_plain_values_are_told_apart(values: tuple[Any, Any]) -> None:
+    signatures = {
+        batch_maps._signature(Batch(0, {"x": torch.ones(2, 3), "flag": value}, torch.ones(2), 2))
+        for value in (*values, *values)
+    }
+    assert len(signatures) == 2
+
+
 def test_the_users_modules_are_not_held_by_what_was_traced() -> None:
     """The graphs are plain tensor operations: no parameter, buffer or batch is baked in."""
     problem = PROBLEMS["cnn"]()
@@ -340,6 +420,148 @@ def test_what_autograd_holds_constant_stays_constant(form: str) -> None:
     hessian = torch.stack([torch.cat([b.reshape(-1) for b in row]) for row in rows])
     operator = HessianLinearOperator(model, loss, model, [(X, y)], keep=form)
     assert_same(operator.to_dense(), hessian)
+
+
+class _ZeroGate(nn.Module):
+    """What is held constant does not matter before a gate opens."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(4, 3)
+        self.gate, self.how = nn.Parameter(torch.zeros(())), how
+        nn.init.zeros_(self.c.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        if self.how == "data":
+            part = h.data.abs().sum(1, keepdim=True)
+        elif self.how == "set_grad_enabled":
+            enabled = torch.is_grad_enabled()
+            torch.set_grad_enabled(False)
+            part = torch.stack([h, -h]).amax(0)
+            torch.set_grad_enabled(enabled)
+        else:
+            with torch.no_grad():
+                part = h.abs().sum(1, keepdim=True)
+        return self.b(h) + self.gate * self.c(h * part)
+
+
+class _Squared(nn.Module):
+    """The square of a part may be held constant: its slope vanishes where the data do."""
+
+    def __init__(self, held: bool) -> None:
+        super().__init__()
+        self.held = held
+        self.first, self.last = nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        with torch.set_grad_enabled(not self.held):
+            gate = h * h
+        return self.last(h + gate)
+
+
+def _focal(prediction: Tensor, target: Tensor) -> Tensor:
+    """A loss whose weights are held constant; their slope vanishes at uniform predictions."""
+    logs = prediction.log_softmax(1).gather(1, target[:, None])
+    with torch.no_grad():
+        weight = 1 + (1 - 3 * logs.exp()) ** 2
+    return -(weight * logs).mean()
+
+
+def _moved(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+
+
+@pytest.mark.parametrize("how", ["no_grad", "set_grad_enabled", "data"])
+def test_constant_parts_are_found_where_they_do_not_matter_yet(how: str) -> None:
+    with cases.seeded(0):
+        model = _ZeroGate(how).double()
+    batches = [(cases.randn(5, 3, seed=1), cases.randint(3, 5, seed=2))]
+    problem = Problem(model, nn.CrossEntropyLoss(), model, batches)
+    operator = problem.build(HESSIAN, keep="residuals")
+    v = vectors(operator)
+    assert_same(operator @ v, problem.build(HESSIAN, keep="nothing") @ v)
+    _moved(model)
+    assert_same(operator @ v, problem.build(HESSIAN, keep="nothing") @ v)
+
+
+@pytest.mark.parametrize("kind", [HESSIAN, GGN])
+@pytest.mark.parametrize("where", ["model", "loss"])
+def test_constant_parts_are_found_in_a_batch_of_zeros(kind: Any, where: str) -> None:
+    """The first of its shape, whose trace serves all."""
+    with cases.seeded(0):
+        model = _Squared(held=where == "model").double()
+    loss: Any = nn.CrossEntropyLoss() if where == "model" else _focal
+    options: dict[str, Any] = {} if where == "model" else {"reduction": "mean"}
+    X, y = cases.randn(8, 3, seed=1), cases.randint(3, 8, seed=2)
+    X[:4] = 0
+    args = (model, loss, model, cases.cut(X, y, (4, 4)))
+    streamed, traced = (
+        kind(*args, keep=form, **cases.UNMERGED, **options) for form in ("nothing", "residuals")
+    )
+    v = vectors(streamed)
+    assert_same(traced @ v, streamed @ v)
+
+
+class _Masked(nn.Module):
+    """Masks and positions are computed under no_grad, from what parameters have a part in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.inner(x))
+        with torch.no_grad():
+            mask = (h > 0).to(h.dtype) + torch.arange(h.shape[1]) + torch.zeros_like(h.detach())
+        return self.outer(h * mask)
+
+
+def test_masks_and_positions_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no derivative in any mode: the tangent graph is that of forward mode."""
+    forward = []
+    hvp = batch_maps.ForwardOverReverse.hvp
+    monkeypatch.setattr(
+        batch_maps.ForwardOverReverse, "hvp", lambda lin, v: forward.append(1) or hvp(lin, v)
+    )
+    with cases.seeded(0):
+        model = _Masked().double()
+    batches = [(cases.randn(5, 3, seed=1), cases.randint(3, 5, seed=2))]
+    problem = Problem(model, nn.CrossEntropyLoss(), model, batches)
+    operator = problem.build(HESSIAN, keep="residuals")
+    v = vectors(operator)
+    assert_same(operator @ v, problem.build(HESSIAN, keep="nothing") @ v)
+    assert forward
+
+
+class _Remembers(nn.Module):
+    """Holds what it computed last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(3, 3), torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.layer(x)
+        with torch.no_grad():  # so that it is traced last of all
+            gate = self.last * self.last
+        return torch.tanh(self.last) + gate
+
+
+@pytest.mark.parametrize("kind", [HESSIAN, GGN])
+def test_what_a_module_remembers_is_not_of_a_trace(kind: Any) -> None:
+    with cases.seeded(0):
+        model = _Remembers().double()
+    batches = [(cases.randn(n, 3, seed=n), cases.randint(3, n, seed=n)) for n in (4, 6)]
+    operator = kind(
+        model, nn.CrossEntropyLoss(), model, batches, keep="residuals", **cases.UNMERGED
+    )
+    assert (operator @ vectors(operator)).isfinite().all()
+    assert model.last.detach().numpy().shape == (6, 3)  # which a traced tensor has none of
 
 
 # What cannot be differentiated --------------------------------------------------------------
