@@ -60,6 +60,26 @@ def mixes_data(
     """
     if size < 2:
         return False
+    try:
+        if _reaches_first(model, params, X, holds):
+            return True
+    except (RuntimeError, NotImplementedError):
+        pass  # what cannot be differentiated by its inputs can still be evaluated
+    which = iter(holds)
+    first = map_tensors(lambda t: t[:1] if next(which) else t, X)
+    still = torch.no_grad()
+    with evaluation_mode(module), preserved_rng(), still, model.at(dict(params)) as predict:
+        together, alone = predict(X), predict(first)
+    if not isinstance(together, Tensor) or not isinstance(alone, Tensor):
+        return False
+    tolerance = torch.finfo(together.dtype).eps ** 0.5 * together.abs().max()
+    return bool(((together[:1] - alone).abs() > tolerance).any())  # NaN in the data says nothing
+
+
+def _reaches_first(
+    model: FunctionalModel, params: Mapping[str, Tensor], X: Any, holds: Sequence[bool]
+) -> bool:
+    """Tell whether the first prediction has a derivative by other data than the first."""
     which = iter(holds)
     leaves: list[Tensor] = []
 
@@ -70,25 +90,16 @@ def mixes_data(
         return leaves[-1].clone()  # which the model may write to
 
     X_active = map_tensors(active, X)
-    with preserved_rng(), model.at(dict(params)) as predict:
-        if leaves:
-            with torch.enable_grad():
-                f = predict(X_active)
-                if isinstance(f, Tensor) and f.requires_grad:
-                    # Not their plain sum, which may be constant, as that of probabilities is.
-                    weights = torch.linspace(1, 2, f[0].numel()).to(f).reshape(f[0].shape)
-                    found = torch.autograd.grad((f[0] * weights).sum(), leaves, allow_unused=True)
-                    if any(g is not None and bool(g[1:].nan_to_num().any()) for g in found):
-                        return True
-    which = iter(holds)
-    first = map_tensors(lambda t: t[:1] if next(which) else t, X)
-    still = torch.no_grad()
-    with evaluation_mode(module), preserved_rng(), still, model.at(dict(params)) as predict:
-        together, alone = predict(X), predict(first)
-    if not isinstance(together, Tensor) or not isinstance(alone, Tensor):
+    if not leaves:
         return False
-    tolerance = torch.finfo(together.dtype).eps ** 0.5 * together.abs().max()
-    return bool(((together[:1] - alone).abs() > tolerance).any())  # NaN in the data says nothing
+    with preserved_rng(), torch.enable_grad(), model.at(dict(params)) as predict:
+        f = predict(X_active)
+        if not isinstance(f, Tensor) or not f.requires_grad:
+            return False
+        # Not their plain sum, which may be constant, as that of probabilities is.
+        weights = torch.linspace(1, 2, f[0].numel()).to(f).reshape(f[0].shape)
+        found = torch.autograd.grad((f[0] * weights).sum(), leaves, allow_unused=True)
+    return any(g is not None and bool(g[1:].nan_to_num().any()) for g in found)
 
 
 def difference(found: Individual, expected: Individual) -> str | None:
