@@ -172,7 +172,7 @@ class Tracer:
     def __call__(self, lin: Linearization, extras: Sequence[Tensor]) -> ResidualMap:
         """Return the map of a batch, tracing it if its shape is new."""
         params, batch = [p.detach() for p in lin.params], lin.batch
-        shape = (self._model.modes(), *_signature(batch), *(tuple(t.shape) for t in extras))
+        shape = (*_signature(batch), *(tuple(t.shape) for t in extras))
         fixed = self._model.fixed().values()
         inputs = [*params, *fixed, *tensors_of((batch.X, batch.y)), *extras]
         if shape not in self._traced:
@@ -201,14 +201,17 @@ class Tracer:
         try:
             if not self._has_constant_parts(lin):
                 traced = traced_by(forward=True)
-                if self._is_right(traced, lin, inputs, extras):
+                if self._error(traced, lin, inputs, extras) <= self._tolerance(lin):
                     return traced
         except TRACE_ERRORS as error:
             if is_out_of_memory(error):
                 raise
         # Forward mode does not reach everything (checkpointing, some kernels), and torch's goes
         # through torch.no_grad; reverse over reverse does what autograd does, or fails for good.
-        return traced_by(forward=False)
+        traced = traced_by(forward=False)
+        if self._error(traced, lin, inputs, extras) > max(self._tolerance(lin), 1e-2):
+            raise RuntimeError("what was traced is not the product that autograd computes")
+        return traced
 
     def _has_constant_parts(self, lin: Linearization) -> bool:
         """Tell whether forward mode would go where autograd does not, whatever the values are."""
@@ -218,14 +221,19 @@ class Tracer:
             _ = own.prediction if self._loss is None else own.total
         return parts.found
 
-    def _is_right(
+    def _tolerance(self, lin: Linearization) -> float:
+        """Return how far two orders of the same operations may be apart, relative."""
+        dtype = torch.bfloat16 if self._model.has_autocast else lin.params[0].dtype
+        return min(1e3 * torch.finfo(dtype).eps, 0.1)
+
+    def _error(
         self,
         traced: TracedProduct,
         lin: Linearization,
         inputs: list[Tensor],
         extras: Sequence[Tensor],
-    ) -> bool:
-        """Compare a product with autograd's own, on a random vector."""
+    ) -> float:
+        """Return how far a product is from autograd's own, relative, for a random vector."""
         generator = torch.Generator().manual_seed(0)
         example = self._product.example(lin)
         v = [torch.randn(t.shape, generator=generator).to(t) for t in example]
@@ -235,9 +243,10 @@ class Tracer:
         del own
         with torch.no_grad():
             found = fx.GraphModule(traced.root, traced.graph)(*inputs, *v)
-        gap = _norm([a - b for a, b in zip(found, expected, strict=True)])
-        tolerance = min(1e3 * max(torch.finfo(t.dtype).eps for t in expected), 0.1)
-        return not gap > tolerance * _norm(expected)  # what is NaN is NaN in any form
+        gap, scale = _norm([a - b for a, b in zip(found, expected, strict=True)]), _norm(expected)
+        if not gap > 0.0:  # what is NaN is NaN in any form
+            return 0.0
+        return gap / scale if scale else math.inf
 
     def _function(self, batch: Batch, num_extras: int, forward: bool) -> Callable[..., Blocks]:
         model, names, fixed_names = self._model, self._names, list(self._model.fixed())

@@ -78,13 +78,20 @@ class Alpha(Quantity):
 
     def request(self, step: int) -> Request:
         """Ask for the slopes along a step that is waiting for its end."""
-        if self._open is None:
+        if not self._ends(step):
             return Request()
+        assert self._open is not None
         return Request(directions=(self._open[0].blocks,))
 
     def wants_individual(self, step: int) -> bool:
         """Ask for the data at both ends of a step."""
-        return self.due(step) or self._open is not None
+        return self.due(step) or self._ends(step)
+
+    def abandon(self, step: int) -> list[int]:
+        """Give up the step that is waiting for its end, and the one that starts."""
+        waiting = [step - 1] if self._ends(step) else []
+        self._open = None
+        return [*waiting, step] if self.due(step) else waiting
 
     def wants_update(self, step: int) -> bool:
         """Ask for what the step did."""
@@ -95,8 +102,6 @@ class Alpha(Quantity):
         if self._open is None:
             return
         (update, start), self._open = self._open, None
-        if update.step != step - 1:  # the mini-batch where it ended had no individual gradients
-            return
         end = _end(batch.losses, found.projections[0] / update.unit)
         yield Measured(update.step, self._fit(start, end, update.length))
 
@@ -127,6 +132,10 @@ class Alpha(Quantity):
             yield Measured(update.step, nothing)
             return
         self._open = (update, start)
+
+    def _ends(self, step: int) -> bool:
+        """Tell whether the mini-batch of a step is where the one before has ended."""
+        return self._open is not None and self._open[0].step == step - 1
 
     def _fit(self, start: _End, end: _End, length: float) -> StepSize:
         variances = [

@@ -44,10 +44,8 @@ class Attached:
         self._block: Any = None
 
     def start(self, model: nn.Module, optimizer: Any) -> None:
-        """Begin to monitor."""
-        if self.monitor is not None:
-            self.monitor.close()
-        self._block = None
+        """Begin to monitor; what an earlier training has left open ends."""
+        self.stop()
         self.monitor = Monitor(model, self._loss_func, optimizer, self._quantities, **self._options)
 
     def open(self, X: Any, y: Any) -> None:

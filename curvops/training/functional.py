@@ -45,7 +45,8 @@ class FromData(Individual):
     """The data of a mini-batch, from the data themselves.
 
     Random layers draw masks of their own, another one for every datum, from a private stream;
-    all that is asked of a mini-batch, at other parameters too, is answered for the same masks.
+    all gradients of a mini-batch, at other parameters too, are taken under the same masks. A
+    prediction that is known, and losses with it, have those of whoever made it.
 
     Args:
         model: The model as a function.
@@ -280,7 +281,7 @@ class FromData(Individual):
     def _is_slope(
         self, found: Tensor, gradients: Blocks, direction: Blocks, dtype: torch.dtype
     ) -> bool:
-        """Tell whether Σ⟨g_n, d⟩ is ⟨Σg_n, d⟩, which costs nothing where both are there."""
+        """Tell whether Σ⟨g_n, d⟩ is ⟨Σg_n, d⟩, which costs no pass where both are there."""
         parts = torch.stack([
             (g.detach() * d.to(g.dtype)).sum().double()
             for g, d in zip(gradients, direction, strict=True)

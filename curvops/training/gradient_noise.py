@@ -82,10 +82,11 @@ class GradientNoiseResult:
         """Return the noise scale and the norm test."""
         if self.noise_scale is None or self.norm_test is None:
             return f"gradient noise: {self.status}"
+        trace = _with_error(self.trace, self.trace_stderr)
+        scale = _with_error(self.noise_scale, self.noise_scale_stderr)
         return (
-            f"tr Σ = {self.trace:.3g} ± {self.trace_stderr:.1g}, noise scale "
-            f"{self.noise_scale:.3g} ± {self.noise_scale_stderr:.1g}, "
-            f"norm test {self.norm_test:.3g} (B = {self.batch_size})"
+            f"tr Σ = {trace}, noise scale {scale}, norm test {self.norm_test:.3g} "
+            f"(B = {self.batch_size})"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -228,6 +229,10 @@ _NUMBERS = (
 )  # fmt: skip
 
 
+def _with_error(value: float | None, error: float | None) -> str:
+    return f"{value:.3g}" + ("" if error is None else f" ± {error:.1g}")
+
+
 def _jackknife(replicates: NDArray[np.float64]) -> float:
     return (len(replicates) - 1) * math.sqrt(variance_of_mean(replicates))
 
@@ -294,7 +299,8 @@ class SignalToNoise:
             b if r is None or b.shape[:1] != shape[:1] else b[r.to(b.device)]
             for b, r, shape in zip(blocks, self.rows, self._shapes, strict=True)
         ]
-        return torch.cat([b.reshape(-1) for b in chosen]).numpy(force=True)
+        flat = torch.cat([b.reshape(-1) for b in chosen])
+        return flat.to(torch.promote_types(flat.dtype, torch.float32)).numpy(force=True)
 
 
 def _starts(lengths: NDArray[Any]) -> NDArray[Any]:

@@ -243,6 +243,8 @@ class Monitor:
         """Measure what is left of the last step, remove all hooks, close the journal."""
         if self._closed:
             return
+        if self._in_block:
+            self._source.end()
         with self._timed():
             self._finish()
         self._closed = True
@@ -274,7 +276,7 @@ class Monitor:
             reason = self._source.check(X, y)
             if reason is not None:
                 needs_individual = False
-                self._fail(InputError(reason))
+                self._recorder.abandon(self._number, self.quantities, InputError(reason))
         if not self._blocks:
             needs_update = any(q.wants_update(self._number) for q in self.quantities)
             self._updates.begin(needs_individual or needs_update or not self._updates.announced)
@@ -341,18 +343,12 @@ class Monitor:
             try:
                 found = shares(batch.measure(joined(requests)), requests)
             except Overwritten as error:
-                self._fail(error)
+                self._recorder.abandon(self._number, self.quantities, error)
                 return
             for quantity, request, share in zip(self.quantities, requests, found, strict=True):
                 if request:
                     ask = partial(quantity.at_batch, self._number, batch, share)
                     self._recorder.take(self._number, quantity, ask)
-
-    def _fail(self, error: Exception) -> None:
-        """Record that what needs the data of this step one by one has no value."""
-        for quantity in self.quantities:
-            if quantity.wants_individual(self._number):
-                self._recorder.tell_failure(self._number, quantity.name, error)
 
     def _complete(self) -> None:
         """End the step that the optimizer has made."""

@@ -108,6 +108,14 @@ class Quantity(ABC):
         """Tell whether the data of a step are needed one by one."""
         return bool(self.request(step))
 
+    def abandon(self, step: int) -> list[int]:
+        """Give up what needs the individual gradients of a step, for there are none.
+
+        Returns:
+            The steps that have no value for it.
+        """
+        return [step] if self.wants_individual(step) else []
+
     def wants_point(self, step: int) -> bool:
         """Tell whether :meth:`at_point` is to be called at a step."""
         return False
@@ -140,6 +148,7 @@ def checked(quantities: Iterable[Quantity]) -> tuple[Quantity, ...]:
                 f"quantities must be instances such as Alpha(), got {quantity!r}; did you forget "
                 "the parentheses?"
             )
+        quantity._answer = (-1, False)  # of another monitor
     names = [q.name for q in found]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:

@@ -50,6 +50,7 @@ class Recorder:
         self._journal = None if log is None else Journal(log, header)
         self._working: set[str] = set()
         self._failed: set[str] = set()
+        self._abandoned = -1
         self.notes: tuple[str, ...] = ()
 
     @property
@@ -73,7 +74,7 @@ class Recorder:
         except CurvopsError as error:
             if quantity.name not in self._working:
                 raise
-            self.tell_failure(step, quantity.name, error)
+            self._tell_failure(step, quantity.name, error)
             return
         if not found:
             return
@@ -98,8 +99,16 @@ class Recorder:
         if self._table is not None:
             self._table.close()
 
-    def tell_failure(self, step: int, name: str, error: Exception) -> None:
-        """Record that a quantity could not be measured, and warn the first time."""
+    def abandon(self, step: int, quantities: Iterable[Quantity], error: Exception) -> None:
+        """Record, once a step, that what needs its data one by one has no value."""
+        if step == self._abandoned:
+            return
+        self._abandoned = step
+        for quantity in quantities:
+            for lost in quantity.abandon(step):
+                self._tell_failure(lost, quantity.name, error)
+
+    def _tell_failure(self, step: int, name: str, error: Exception) -> None:
         self.keep([Record(step, name, {"status": "failed", "notes": [str(error)]})])
         if name in self._failed:
             return

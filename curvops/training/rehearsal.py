@@ -47,8 +47,8 @@ def mixes_data(
 ) -> bool:
     """Tell whether the first prediction depends on other data, as far as it shows.
 
-    By its derivative, in the mode that the module is in; where inputs are indices, by leaving out
-    the other data.
+    By its derivative, in the mode that the module is in; where there is none, as for indices, by
+    leaving out the other data.
 
     Args:
         module: The module.
@@ -61,25 +61,25 @@ def mixes_data(
     if size < 2:
         return False
     try:
-        if _reaches_first(model, params, X, holds):
-            return True
-    except (RuntimeError, NotImplementedError):
-        pass  # what cannot be differentiated by its inputs can still be evaluated
+        with model.attributes_kept():  # a pass in training mode that counts for nothing
+            found = _first_depends(model, params, X, holds)
+    except Exception:  # what cannot be differentiated by its inputs can still be evaluated
+        found = None
+    if found is not None:
+        return found
     which = iter(holds)
     first = map_tensors(lambda t: t[:1] if next(which) else t, X)
     still = torch.no_grad()
     with evaluation_mode(module), preserved_rng(), still, model.at(dict(params)) as predict:
         together, alone = predict(X), predict(first)
-    if not isinstance(together, Tensor) or not isinstance(alone, Tensor):
-        return False
-    tolerance = torch.finfo(together.dtype).eps ** 0.5 * together.abs().max()
+    tolerance = _eps(model, together.dtype) ** 0.5 * together.abs().max()
     return bool(((together[:1] - alone).abs() > tolerance).any())  # NaN in the data says nothing
 
 
-def _reaches_first(
+def _first_depends(
     model: FunctionalModel, params: Mapping[str, Tensor], X: Any, holds: Sequence[bool]
-) -> bool:
-    """Tell whether the first prediction has a derivative by other data than the first."""
+) -> bool | None:
+    """Tell whether the first prediction has a derivative by other data; ``None`` if none exists."""
     which = iter(holds)
     leaves: list[Tensor] = []
 
@@ -91,32 +91,35 @@ def _reaches_first(
 
     X_active = map_tensors(active, X)
     if not leaves:
-        return False
+        return None
     with preserved_rng(), torch.enable_grad(), model.at(dict(params)) as predict:
         f = predict(X_active)
-        if not isinstance(f, Tensor) or not f.requires_grad:
-            return False
+        if not f.requires_grad:
+            return None
         # Not their plain sum, which may be constant, as that of probabilities is.
         weights = torch.linspace(1, 2, f[0].numel()).to(f).reshape(f[0].shape)
         found = torch.autograd.grad((f[0] * weights).sum(), leaves, allow_unused=True)
     return any(g is not None and bool(g[1:].nan_to_num().any()) for g in found)
 
 
-def difference(found: Individual, expected: Individual) -> str | None:
+def _eps(model: FunctionalModel, dtype: torch.dtype) -> float:
+    """Return the relative rounding of what a model computes."""
+    return torch.finfo(torch.bfloat16 if model.has_autocast else dtype).eps
+
+
+def difference(model: FunctionalModel, found: Individual, expected: Individual) -> str | None:
     """Return whether layers and data disagree about the gradients of a few data."""
     request = Request(noise=True)
     ours, theirs = found.measure(request), expected.measure(request)
     assert ours.squared_norms is not None
     assert theirs.squared_norms is not None
-    pairs = [
-        (ours.squared_norms, theirs.squared_norms),
-        (ours.inner, theirs.inner),
-        *zip(found.sums(), expected.sums(), strict=True),  # each parameter for itself
-    ]
+    sums = list(zip(found.sums(), expected.sums(), strict=True))  # each parameter for itself
+    pairs = [(ours.squared_norms, theirs.squared_norms), (ours.inner, theirs.inner), *sums]
+    tolerance = max(1e-2, 16 * max(_eps(model, b.dtype) for _, b in sums))
     for a, b in pairs:
         assert a is not None
         assert b is not None
-        if not (a - b).norm() <= 1e-2 * b.norm() + 1e-6 * theirs.squared_norms.max().sqrt():
+        if not (a - b).norm() <= tolerance * b.norm() + 1e-6 * theirs.squared_norms.max().sqrt():
             return (
                 "the layers' gradients of single data are not the model's: data are mixed "
                 "before a layer, or a parameter is used outside of its layer"

@@ -1,9 +1,10 @@
 """Where individual gradients come from: BackPACK where it can be trusted, else the data again.
 
 Before the first step BackPACK is rehearsed on a few data, in evaluation mode and away from the
-user's graph, buffers and random state: what its layers say is compared with gradients taken datum
-by datum. A model whose layers hold the data on another axis, are used twice, write to their
-input, or whose parameters are used outside of their layers, is found there.
+user's graph, buffers and random state (:mod:`curvops.training.rehearsal`): what its layers say is
+compared with gradients taken datum by datum. A model whose layers hold the data on another axis,
+are used twice, write to their input, or whose parameters are used outside of their layers, is
+found there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from curvops.nesting import leading_size, map_tensors, tensors_of
 from curvops.rng import PrivateRNG, preserved_rng
 from curvops.training.backpack import Collector, unsupported
 from curvops.training.curvature import evaluation_mode
+from curvops.training.draws import Draw
 from curvops.training.functional import FromData, holds_data
 from curvops.training.individual import (
     Blocks,
@@ -42,7 +44,7 @@ _REHEARSED = 3
 """Data of the rehearsal."""
 
 _WATCHED: WeakSet[nn.Module] = WeakSet()
-"""Models that a block of a monitor is open on."""
+"""Models whose layers are being listened to, in an open block of a monitor."""
 
 
 class Seen:
@@ -167,6 +169,10 @@ class Source:
         Raises:
             InputError: If data of a batch influence one another, or the loss is no sum over data.
         """
+        if self._inner in _WATCHED:
+            raise InputError(
+                "another monitor has a block open on this model; give one monitor all quantities."
+            )
         changed = self._changed()
         if self._checked:
             return changed
@@ -245,7 +251,7 @@ class Source:
                 return f"the model does not run under BackPACK ({told[0][:120]})"
             if isinstance(found, str):
                 return found
-            return difference(found, expected)
+            return difference(self._model, found, expected)
 
     def begin(self, size: int, individual: bool = True, directions: Sequence[Blocks] = ()) -> None:
         """Watch the user's passes on a mini-batch from here to :meth:`end`.
@@ -255,15 +261,11 @@ class Source:
             individual: Whether individual gradients will be asked for.
             directions: d, whose products with individual gradients will be asked for.
         """
-        if self._inner in _WATCHED:
-            raise InputError(
-                "another monitor has a block open on this model; give one monitor all quantities."
-            )
-        _WATCHED.add(self._inner)
         self._seen, self._handle = Seen(size), None
         self._collects = individual and self._collector is not None
         if self._collects and self._collector is not None:
             self._collector.begin(size, directions)
+            _WATCHED.add(self._inner)
         elif self._forward is None:
             self._handle = self._inner.register_forward_hook(self._seen.see_prediction)
 
@@ -298,13 +300,15 @@ class Source:
         if start is None:
             return seen
 
+        draw = Draw(self._rng)
+
         def again(params: Mapping[str, Tensor] | None) -> Individual:
             if [t._version for t in tensors_of((X, y))] != versions:
                 raise Overwritten
             if params is not None:
-                return FromData(self._model, self._loss, params, X, y, size, self._rng)
+                return FromData(self._model, self._loss, params, X, y, size, draw)
             at = dict(zip(self._params, start(), strict=True))
-            return FromData(self._model, self._loss, at, X, y, size, self._rng, prediction)
+            return FromData(self._model, self._loss, at, X, y, size, draw, prediction)
 
         seen.individual = self._taken(seen, slopes, again) if self._collects else again(None)
         if seen.totals is None:

@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 
 from curvops.errors import InputError
 from curvops.training import Alpha, GradientNoise, Monitor
+from curvops.training.attached import Attached
 from curvops.training.recorder import MonitorWarning
 
 LOSS = nn.CrossEntropyLoss()
@@ -202,13 +203,34 @@ def test_batch_normalisation_that_starts_later() -> None:
     monitor.close()
     assert [s for s, trace, _ in noise(monitor) if trace is not None] == [0, 1, 4, 5]
     alphas = {r.step: r.values["status"] for r in monitor.records if r.quantity == "alpha"}
-    assert alphas.pop(2) == alphas.pop(3) == "failed"
-    assert set(alphas) <= {0, 1, 4}
+    assert [alphas.pop(step) for step in (1, 2, 3)] == ["failed"] * 3  # 1 has no end
+    assert set(alphas) <= {0, 4}
     assert "failed" not in alphas.values()
 
 
+def test_a_step_without_an_end_is_told_once() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3)).double()
+    sgd, monitor = watched(model, Alpha(every=5), lr=0.1)
+    X, y = data()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MonitorWarning)
+        for step in range(7):
+            model.train(1 <= step <= 3)
+            for _ in range(2):  # accumulated
+                with monitor.step(X, y):
+                    LOSS(model(X), y).backward()
+            sgd.step()
+            sgd.zero_grad()
+        monitor.close()
+    found = [(r.step, r.values["status"]) for r in monitor.records if r.quantity == "alpha"]
+    assert [step for step, _ in found] == [0, 5]
+    assert found[0][1] == "failed"
+    assert found[1][1] != "failed"
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_parameters_that_thaw(way: str) -> None:
+def test_parameters_that_are_unfrozen(way: str) -> None:
     model = mlp()
     model[0].requires_grad_(False)
     sgd, monitor = watched(model, Alpha(), GradientNoise(), individual=way)
@@ -241,6 +263,91 @@ def test_two_monitors_one_in_the_other() -> None:
         with monitor.step(X, y):
             LOSS(model(X), y).backward()
         sgd.zero_grad()
+
+
+def test_training_that_was_broken_off_may_begin_again() -> None:
+    """As a callback of another library does, whose events end with an exception."""
+    attached, model = Attached([GradientNoise()], LOSS), mlp()
+    sgd, (X, y) = torch.optim.SGD(model.parameters(), lr=0.1), data()
+    for _ in range(2):
+        attached.start(model, sgd)
+        attached.open(X, y)
+    monitor = Monitor(model, LOSS, sgd, [GradientNoise()])
+    assert attached.monitor is not None
+    attached.monitor.close()  # inside of its block
+    with monitor.step(X, y):
+        LOSS(model(X), y).backward()
+    monitor.close()
+    assert noise(monitor)[0][1:] == pytest.approx(truth(model, X, y), rel=1e-10)
+
+
+class Particular(nn.Module):
+    """Counts its passes in training mode, and takes no less than five data in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.calls = mlp(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            if len(x) < 5:
+                raise ValueError("too few data")
+            self.calls += 1
+        return self.inner(x)
+
+
+def test_what_a_model_does_in_training_mode_is_the_users_alone() -> None:
+    model, (X, y) = Particular(), data()
+    sgd, monitor = watched(model)
+    for _ in range(3):
+        with monitor.step(X, y):
+            LOSS(model(X), y).backward()
+        sgd.step()
+        sgd.zero_grad()
+    monitor.close()
+    assert (model.calls, monitor.individual) == (3, "backpack")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("seed", range(4))
+def test_parameters_of_half_precision(seed: int, way: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 3)
+        )
+    X, y = data(seed=seed)
+    exact = truth(model.to(torch.bfloat16).double(), X.bfloat16().double(), y)
+    model.to(torch.bfloat16)
+    _, monitor = watched(model, individual=way)
+    with monitor.step(X.bfloat16(), y):
+        LOSS(model(X.bfloat16()), y).backward()
+    monitor.close()
+    assert noise(monitor)[0][1:] == pytest.approx(exact, rel=5e-2)
+
+
+def test_a_schedule_is_asked_anew_by_another_monitor() -> None:
+    quantity, (X, y), asked = GradientNoise(lambda step: not asked.append(step)), data(), []
+    for _ in range(2):
+        model = mlp()
+        _, monitor = watched(model, quantity)
+        with monitor.step(X, y):
+            LOSS(model(X), y).backward()
+        monitor.close()
+    assert asked == [0, 0]
+
+
+def test_two_data_print() -> None:
+    model, (X, y) = mlp(), data(2)
+    found = []
+    quantity = GradientNoise()
+    _, monitor = watched(model, quantity)
+    original = quantity.at_batch
+    quantity.at_batch = lambda *args: [found.append(m.result) or m for m in original(*args)]
+    with monitor.step(X, y):
+        LOSS(model(X), y).backward()
+    monitor.close()
+    assert str(found[0]).endswith("(B = 2)")
 
 
 # What a weight of zero hides ------------------------------------------------------------------
