@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from curvops.errors import DeviceError, InputError, ShapeError
 from curvops.tensors import check_finite, check_real
+
+_STEP = 0.05
+"""Beside half its root mean square: how far a parameter is moved."""
 
 Params = nn.Module | str | Mapping[str, Tensor] | Iterable[str | Tensor] | None
 
@@ -173,6 +176,16 @@ def _refuse_duplicates(chosen: Mapping[str, Tensor]) -> None:
         if id(tensor) in seen:
             raise InputError(f"params holds the same tensor as {seen[id(tensor)]!r} and {name!r}.")
         seen[id(tensor)] = name
+
+
+@torch.no_grad()
+def moved(params: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
+    """Return parameters some way off, none of them zero: a zero hides what is behind it."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = [torch.randn(p.shape, generator=generator).to(p) for p in params]
+    return [
+        p + (p.square().mean().sqrt() / 2 + _STEP) * n for p, n in zip(params, noise, strict=True)
+    ]
 
 
 def common_dtype(params: Iterable[Tensor]) -> torch.dtype:

@@ -41,13 +41,12 @@ from curvops.autodiff.collector import (
 from curvops.autodiff.linearization import Blocks, Linearization
 from curvops.autodiff.memory import is_out_of_memory
 from curvops.autodiff.model import FunctionalModel
+from curvops.autodiff.parameters import moved
 from curvops.autodiff.tracing import storage_bytes
 
 Scores = Callable[[Linearization], list[Tensor] | None]
 """Scores s_r of the prediction's shape; ``None`` where A_b is not a sum of such terms."""
 
-_STEP = 0.05
-"""Beside half its root mean square: how far a parameter is moved, so that zeros move too."""
 _NEGLIGIBLE = 1e-2
 """Of the whole gradient: what a parameter's may be below and still be compared with it."""
 
@@ -310,13 +309,8 @@ def _is_separate_nearby(
     model: FunctionalModel, layers: Sequence[Layer], lin: Linearization
 ) -> bool:
     """Check at other parameters, since a head that starts at zero hides what is below it."""
-    g = torch.Generator(lin.params[0].device).manual_seed(1)
-    moved = []
-    for p in lin.params:
-        p = p.detach()
-        noise = torch.randn(p.shape, generator=g, device=g.device, dtype=p.dtype).to(p)
-        moved.append((p + (p.square().mean().sqrt() / 2 + _STEP) * noise).requires_grad_())
-    for params in (moved, lin.params):  # those at hand where the model is not made for others
+    away = [p.requires_grad_() for p in moved(lin.params)]
+    for params in (away, lin.params):  # those at hand where the model is not made for others
         with model.at(dict(zip(model.names, params, strict=True))) as predict:
             try:
                 with collecting(layers) as calls:

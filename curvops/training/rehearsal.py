@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from curvops.autodiff import FunctionalModel
+from curvops.autodiff.parameters import moved
 from curvops.nesting import map_tensors, tensors_of
 from curvops.rng import preserved_rng
 from curvops.training.curvature import evaluation_mode
@@ -23,11 +24,7 @@ def rehearsal_point(
     module: nn.Module, model: FunctionalModel, params: Mapping[str, Tensor], X: Any
 ) -> dict[str, Tensor]:
     """Return parameters some way off, or the given ones where the model makes no sense there."""
-    generator = torch.Generator().manual_seed(0)
-    away = {}
-    for name, p in params.items():
-        noise = torch.randn(p.shape, generator=generator).to(p)
-        away[name] = p + (0.5 * p.square().mean().sqrt() + 0.05) * noise
+    away = dict(zip(params, moved(list(params.values())), strict=True))
     with evaluation_mode(module), preserved_rng(), torch.no_grad():
         try:
             with model.at(away) as predict:
