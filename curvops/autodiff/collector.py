@@ -20,8 +20,6 @@ from curvops.autodiff.model import FunctionalModel
 from curvops.errors import explained
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-ROUNDING = 1e3
-"""Times the machine precision that sums over a batch in two orders may differ."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +88,6 @@ def _is_supported(module: nn.Module) -> bool:
     )
 
 
-def pad_widths(module: Any) -> list[int]:
-    """Return what is padded before and after each axis, the last one first, as F.pad has it."""
-    if module.padding == "same":
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        widths = [(t // 2, t - t // 2) for t in total]
-    else:
-        widths = [(p, p) for p in module.padding]
-    return [width for pair in reversed(widths) for width in pair]
-
-
 @contextmanager
 def collecting(layers: Sequence[Layer]) -> Iterator[list[Call]]:
     """Collect the calls of layers, in their order, while the context is open.
@@ -132,30 +120,6 @@ def collecting(layers: Sequence[Layer]) -> Iterator[list[Call]]:
         yield calls
 
 
-def passes_only(prediction: Tensor, calls: Sequence[Call], params: Sequence[Tensor]) -> bool:
-    """Whether every way from the parameters to the prediction leads through the calls.
-
-    Read off the graph: ways along which a derivative happens to be zero count too.
-    """
-    ends = {get_gradient_edge(p).node for p in params}
-    before = {call.output.node: call.before for call in calls}
-    waiting: list[Any] = [prediction.grad_fn]
-    seen: set[Any] = {None}
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        if node in ends:
-            return False
-        seen.add(node)
-        if node in before:
-            edge = before[node]
-            waiting.append(None if edge is None else edge.node)
-        else:
-            waiting += [following for following, _ in node.next_functions]
-    return True
-
-
 def output_gradients(prediction: Tensor, calls: Sequence[Call], u: Tensor) -> list[Tensor | None]:
     """Return ∂⟨u, f⟩/∂z for the output z of every call: one backward pass.
 
@@ -182,41 +146,3 @@ def output_gradients(prediction: Tensor, calls: Sequence[Call], u: Tensor) -> li
                 allow_unused=True,
             )
         )
-
-
-def random_cotangent(prediction: Tensor) -> tuple[Tensor, Tensor]:
-    """Return s of the prediction's shape and a weight c_n for every datum."""
-    g = torch.Generator().manual_seed(0)  # any numbers will do: equality holds for all or none
-    s = torch.randn(prediction.shape, generator=g, dtype=torch.float64).to(prediction)
-    c = 0.5 + torch.rand(len(prediction), generator=g, dtype=torch.float64).to(prediction)
-    return s, c
-
-
-def are_separate(prediction: Tensor, calls: Sequence[Call]) -> bool:
-    """Whether the outputs of layers act on the predictions of their own data alone.
-
-    No sum over data is taken, so that rounding is small and no layer drowns in another.
-    """
-    s, c = random_cotangent(prediction)
-    plain = output_gradients(prediction, calls, s)
-    weighted = output_gradients(prediction, calls, _times(c, s))
-    eps = ROUNDING * torch.finfo(prediction.dtype).eps
-    for G, H in zip(plain, weighted, strict=True):
-        if G is None or H is None:
-            continue
-        if not is_plain(G, prediction, len(c)):
-            return False
-        if not (H - _times(c, G)).norm() <= eps * H.norm():
-            return False
-    return True
-
-
-def _times(c: Tensor, x: Tensor) -> Tensor:
-    return c.reshape(-1, *[1] * (x.ndim - 1)) * x
-
-
-def is_plain(t: Tensor, like: Tensor, N: int) -> bool:
-    """Whether a tensor is a dense one of the parameters' dtype with the data on its first axis."""
-    if t.is_nested or t.layout is not torch.strided or t.dtype != like.dtype:
-        return False
-    return t.ndim > 1 and len(t) == N

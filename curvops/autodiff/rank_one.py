@@ -23,25 +23,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curvops.autodiff.batch_maps import TRACE_ERRORS
 from curvops.autodiff.collector import (
     CONVOLUTIONS,
-    ROUNDING,
     Call,
-    Layer,
-    are_separate,
     collecting,
-    is_plain,
     output_gradients,
-    pad_widths,
-    passes_only,
-    random_cotangent,
     supported_layers,
 )
 from curvops.autodiff.linearization import Blocks, Linearization
-from curvops.autodiff.memory import is_out_of_memory
 from curvops.autodiff.model import FunctionalModel
-from curvops.autodiff.parameters import moved
+from curvops.autodiff.separation import (
+    ROUNDING,
+    is_plain,
+    is_separate_nearby,
+    passes_only,
+    random_cotangent,
+)
 from curvops.autodiff.tracing import storage_bytes
 
 Scores = Callable[[Linearization], list[Tensor] | None]
@@ -123,10 +120,20 @@ def _map_of(module: nn.Module, a: Tensor) -> tuple[_Map, Tensor]:
         padding = (0,) * len(module.kernel_size)
     elif padding == "same" or module.padding_mode != "zeros":
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        a = F.pad(a, pad_widths(module), mode)
+        a = F.pad(a, _pad_widths(module), mode)
         padding = (0,) * len(module.kernel_size)
     geometry = module.kernel_size, module.stride, padding, module.dilation, module.groups
     return _Convolution(*geometry), a
+
+
+def _pad_widths(module: Any) -> list[int]:
+    """Return what is padded before and after each axis, the last one first, as F.pad has it."""
+    if module.padding == "same":
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        widths = [(t // 2, t - t // 2) for t in total]
+    else:
+        widths = [(p, p) for p in module.padding]
+    return [width for pair in reversed(widths) for width in pair]
 
 
 @dataclass(frozen=True)
@@ -302,26 +309,7 @@ def rank_one_map(
         return None
     found = _assembled(fresh, calls, s)
     del fresh, prediction, calls  # the graph: the other point needs one of its own
-    return found if not verify or _is_separate_nearby(model, layers, lin) else None
-
-
-def _is_separate_nearby(
-    model: FunctionalModel, layers: Sequence[Layer], lin: Linearization
-) -> bool:
-    """Check at other parameters, since a head that starts at zero hides what is below it."""
-    away = [p.requires_grad_() for p in moved(lin.params)]
-    for params in (away, lin.params):  # those at hand where the model is not made for others
-        with model.at(dict(zip(model.names, params, strict=True))) as predict:
-            try:
-                with collecting(layers) as calls:
-                    f = Linearization(predict, None, params, lin.batch).prediction
-            except TRACE_ERRORS as error:
-                if is_out_of_memory(error) or params is lin.params:
-                    raise
-                continue
-            if f.requires_grad and f.isfinite().all():
-                return passes_only(f, calls, params) and are_separate(f, calls)
-    return False
+    return found if not verify or is_separate_nearby(model, layers, lin) else None
 
 
 def _is_complete(lin: Linearization, calls: Sequence[Call]) -> bool:

@@ -123,11 +123,10 @@ class Alpha(Quantity):
                 end = _end(again.losses, again.project(update.blocks) / update.unit)
                 yield Measured(update.step, self._fit(start, end, update.length))
                 return
-        except Overwritten:
-            note = "the mini-batch was written to before the next one came; pass a copy"
+        except Overwritten as error:
             nothing = StepSize(
                 float("nan"), 0.0, "undetermined", update.length, (0.0, 0.0, 0.0),
-                (float(losses.mean()), 0.0), (0.0, 0.0), notes=(note,),
+                (float(losses.mean()), 0.0), (0.0, 0.0), notes=(str(error),),
             )  # fmt: skip
             yield Measured(update.step, nothing)
             return

@@ -29,6 +29,7 @@ from curvops.training.individual import (
     Request,
     Statistics,
     losses_of_data,
+    versions_of,
 )
 from curvops.training.layers.base import row_dot
 
@@ -78,7 +79,7 @@ class FromData(Individual):
         self._count = leading_size(X) if size is None else size
         self._holds = holds_data((X, y), self._count) if holds is None else tuple(holds)
         self._draw = rng if isinstance(rng, Draw) else Draw(rng or 0)
-        self._versions = [t._version for t in tensors_of((X, y))]
+        self._versions = versions_of((X, y))
         self._prediction = prediction
         self._whole_draws = False
         self._vectorised_until = self._count
@@ -168,7 +169,7 @@ class FromData(Individual):
         )  # fmt: skip
 
     def _check_untouched(self) -> None:
-        if [t._version for t in tensors_of((self._X, self._y))] != self._versions:
+        if versions_of((self._X, self._y)) != self._versions:
             raise Overwritten
 
     def gradients(self) -> Iterator[Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from curvops.errors import InputError
 from curvops.losses import Loss
 from curvops.losses.custom import CustomLoss
-from curvops.nesting import map_tensors
+from curvops.nesting import map_tensors, tensors_of
 
 Blocks = Sequence[Tensor]
 """One tensor per parameter, of the parameters' shapes."""
@@ -105,7 +105,12 @@ class Overwritten(Exception):  # noqa: N818 - not an error of the user's program
     """Raised where the data of a mini-batch have been written to since its backward pass."""
 
     def __init__(self) -> None:
-        super().__init__("the mini-batch was written to before its step was over; pass a copy.")
+        super().__init__("the mini-batch was written to before it was measured; pass a copy.")
+
+
+def versions_of(nest: Any) -> list[int]:
+    """Return the counters of the tensors of a mini-batch, which move when one is written to."""
+    return [t._version for t in tensors_of(nest)]
 
 
 @dataclass(frozen=True)

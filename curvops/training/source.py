@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from curvops.autodiff import Forward, FunctionalModel, unwrap
 from curvops.errors import InputError
 from curvops.losses import Loss
-from curvops.nesting import leading_size, map_tensors, tensors_of
+from curvops.nesting import leading_size, map_tensors
 from curvops.rng import PrivateRNG, preserved_rng
 from curvops.training.backpack import Collector, unsupported
 from curvops.training.curvature import evaluation_mode
@@ -35,6 +35,7 @@ from curvops.training.individual import (
     losses_and_slopes,
     losses_of_data,
     slice_data,
+    versions_of,
 )
 from curvops.training.rehearsal import difference, mixes_data, rehearsal_point
 
@@ -290,7 +291,7 @@ class Source:
         """
         seen, size = self._seen, self._seen.size
         prediction = seen.prediction if self._forward is None else None
-        slopes, versions = None, [t._version for t in tensors_of((X, y))]
+        slopes, versions = None, versions_of((X, y))
         if prediction is not None:
             seen.normalizer = self._normalizer(prediction, y, size)
             if self._collects:
@@ -303,7 +304,7 @@ class Source:
         draw = Draw(self._rng)
 
         def again(params: Mapping[str, Tensor] | None) -> Individual:
-            if [t._version for t in tensors_of((X, y))] != versions:
+            if versions_of((X, y)) != versions:
                 raise Overwritten
             if params is not None:
                 return FromData(self._model, self._loss, params, X, y, size, draw)
